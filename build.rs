@@ -1,0 +1,25 @@
+//! Tells the binary what it is built from, for `--version` and `zenlayer_exporter_build_info`.
+
+use std::env;
+use std::process::Command;
+
+fn main() {
+    println!("cargo:rerun-if-env-changed=ZENLAYER_EXPORTER_REVISION");
+    println!("cargo:rerun-if-changed=.git/HEAD");
+    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    // An image is built without the repository; its build says what it is built from.
+    let revision = env::var("ZENLAYER_EXPORTER_REVISION")
+        .ok()
+        .filter(|revision| !revision.is_empty())
+        .or_else(|| first_line("git", &["rev-parse", "--short=12", "HEAD"]));
+    let rustc = env::var("RUSTC").expect("cargo names the compiler");
+    let rust_version = first_line(&rustc, &["--version"]).and_then(|line| Some(line.split(' ').nth(1)?.to_owned()));
+    for (name, value) in [("REVISION", revision), ("RUST_VERSION", rust_version)] {
+        println!("cargo:rustc-env=ZENLAYER_EXPORTER_BUILD_{name}={}", value.as_deref().unwrap_or("unknown"));
+    }
+}
+
+fn first_line(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8(output.stdout).ok()?.lines().next()?.to_owned())
+}

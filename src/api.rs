@@ -1,0 +1,494 @@
+//! The client: one signed request at a time, with retries, pacing and limits.
+//!
+//! Invariant: whatever the other side sends, a call ends within its timeout and holds no more memory than its cap.
+//! It must not know about polls, metrics or what the answers are for.
+
+pub mod error;
+pub mod pacer;
+pub mod sign;
+mod tls;
+pub mod wire;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Response, StatusCode, Url, redirect};
+
+pub use self::error::{Action, ApiError, Kind, Part};
+use self::pacer::Pacer;
+pub use self::wire::Page;
+use self::wire::{Answer, Malformed, Query, Refusal};
+use crate::config::{Api, CredentialSource};
+use crate::credentials::{self, Credential};
+
+const CONTENT_TYPE: &str = "application/json";
+/// The most of one answer that is read. A page of 1000 entries has about 70 kB.
+const MAX_BODY: usize = 16 << 20;
+/// The most of a refusal that is read.
+const MAX_REFUSAL: usize = 64 << 10;
+/// The longest wait that `Retry-After` can ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
+/// A clock that differs by more than this from the API's is named where a request is refused.
+const CLOCK_TOLERANCE: Duration = Duration::from_mins(1);
+
+const X_ZC_ACTION: HeaderName = HeaderName::from_static("x-zc-action");
+const X_ZC_VERSION: HeaderName = HeaderName::from_static("x-zc-version");
+const X_ZC_SERVICE: HeaderName = HeaderName::from_static("x-zc-service");
+const X_ZC_TIMESTAMP: HeaderName = HeaderName::from_static("x-zc-timestamp");
+const X_ZC_SIGNATURE_METHOD: HeaderName = HeaderName::from_static("x-zc-signature-method");
+
+/// Hears of every request, so that this module needs to know no metrics.
+pub trait Observer: Send + Sync {
+    /// A request ended: `code` is the HTTP status or the label of a [`Kind`].
+    fn request_ended(&self, action: Action, code: &str, took: Duration);
+    /// A request is tried again, because of `reason`.
+    fn request_retried(&self, reason: Kind);
+    /// A page had entries without a usable id.
+    fn entries_skipped(&self, count: usize);
+}
+
+/// How often a request is tried, and how long is waited in between.
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    /// Tries in all.
+    pub tries: u32,
+    /// The upper bound of the first wait; it doubles each time.
+    pub first: Duration,
+    /// The upper bound of any wait.
+    pub longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { tries: 4, first: Duration::from_millis(500), longest: Duration::from_secs(8) }
+    }
+}
+
+impl Backoff {
+    /// Full jitter: any wait up to a bound that doubles, so that many clients do not come back together.
+    fn wait(&self, attempt: u32) -> Duration {
+        let bound = self.first.saturating_mul(2_u32.saturating_pow(attempt - 1)).min(self.longest);
+        bound.mul_f64(fastrand::f64())
+    }
+}
+
+/// One account at one endpoint.
+pub struct Client {
+    http: reqwest::Client,
+    url: Url,
+    host: String,
+    credentials: CredentialSource,
+    settings: Api,
+    backoff: Backoff,
+    pacer: Pacer,
+    observer: Arc<dyn Observer>,
+}
+
+impl Client {
+    /// A client that has connected to nothing yet.
+    ///
+    /// # Errors
+    /// When a proxy variable of the environment is no URL.
+    pub fn new(
+        endpoint: &Url,
+        credentials: CredentialSource,
+        settings: Api,
+        backoff: Backoff,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls::client_config(&settings.authorities))
+            .user_agent(concat!("zenlayer-exporter/", env!("CARGO_PKG_VERSION")))
+            // A signed request goes to no other host.
+            .redirect(redirect::Policy::none())
+            // Retries are counted and paced here, not underneath.
+            .retry(reqwest::retry::never())
+            .timeout(settings.request_timeout)
+            .build()?;
+        let mut url = endpoint.clone();
+        url.set_path(&format!("/api/v2/{}", settings.service.name()));
+        Ok(Self {
+            http,
+            host: host_header(endpoint),
+            url,
+            credentials,
+            backoff,
+            pacer: Pacer::new(settings.concurrency),
+            settings,
+            observer,
+        })
+    }
+
+    /// How this client asks.
+    pub fn settings(&self) -> &Api {
+        &self.settings
+    }
+
+    /// Reads the credential again, for the requests of one poll.
+    ///
+    /// # Errors
+    /// When its file does not hold it.
+    pub fn session(&self) -> Result<Session<'_>, ApiError> {
+        let credential = credentials::read(&self.credentials)
+            .map_err(|error| ApiError::new(Kind::Credentials, error.to_string()).caused_by(error))?;
+        Ok(Session { client: self, credential })
+    }
+}
+
+/// A client with the credential of one poll.
+pub struct Session<'a> {
+    client: &'a Client,
+    credential: Credential,
+}
+
+impl Session<'_> {
+    /// How this session's client asks.
+    pub fn settings(&self) -> &Api {
+        &self.client.settings
+    }
+
+    /// The page of that number, from 1.
+    ///
+    /// # Errors
+    /// When no try brought an answer.
+    pub async fn status_page(&self, number: u64) -> Result<Page, ApiError> {
+        let query = Query {
+            instance_ids: None,
+            resource_group_id: self.settings().resource_group_id.as_deref(),
+            page_size: self.settings().page_size,
+            page_num: number,
+        };
+        self.call(Action::DescribeInstancesStatus, Part::Page(number), &query).await
+    }
+
+    /// The statuses of at most [`wire::MAX_IDS`] ids; one that does not exist is left out.
+    ///
+    /// # Errors
+    /// When no try brought an answer; [`Kind::NotFound`] where the API says so of a missing id.
+    pub async fn statuses_of(&self, ids: &[&str]) -> Result<Page, ApiError> {
+        let query = Query {
+            instance_ids: Some(ids),
+            resource_group_id: self.settings().resource_group_id.as_deref(),
+            page_size: ids.len(),
+            page_num: 1,
+        };
+        self.call(Action::DescribeInstancesStatus, Part::Ids(ids.len()), &query).await
+    }
+
+    async fn call(&self, action: Action, part: Part, query: &Query<'_>) -> Result<Page, ApiError> {
+        let Client { backoff, observer, .. } = self.client;
+        let body = Bytes::from(query.to_json());
+        let mut tries = 1;
+        loop {
+            let (mut error, pause) = match self.attempt(action, body.clone()).await {
+                Ok(page) => {
+                    observer.entries_skipped(page.unusable);
+                    return Ok(page);
+                }
+                Err(failed) => failed,
+            };
+            error.request = Some((action, part));
+            error.tries = tries;
+            if tries == backoff.tries || !error.kind.may_pass() {
+                return Err(error);
+            }
+            // After a rate limit the pacer holds every request back; a wait of its own would come on top.
+            let wait = pause.unwrap_or_else(|| backoff.wait(tries).max(error.retry_after.unwrap_or_default()));
+            tracing::warn!(
+                action = %action,
+                part = %part,
+                code = error.code.as_deref(),
+                requestId = error.request_id.as_deref(),
+                error = %error,
+                next = format!("try {} of {} in {:.1}s", tries + 1, backoff.tries, wait.as_secs_f64()),
+                "request failed"
+            );
+            observer.request_retried(error.kind);
+            if pause.is_none() {
+                tokio::time::sleep(wait).await;
+            }
+            tries += 1;
+        }
+    }
+
+    /// One try. A failure comes with the pause that a rate limit put on every request.
+    async fn attempt(&self, action: Action, body: Bytes) -> Result<Page, (ApiError, Option<Duration>)> {
+        let permit = self.client.pacer.admit().await;
+        let started = tokio::time::Instant::now();
+        let result = self.exchange(action, body).await;
+        let code = match &result {
+            Ok(_) => StatusCode::OK.as_str().to_owned(),
+            Err(error) => error.status.map_or_else(|| error.kind.label().to_owned(), |status| status.to_string()),
+        };
+        self.client.observer.request_ended(action, &code, started.elapsed());
+        match result {
+            Err(error) if error.kind == Kind::RateLimit => {
+                let pause = permit.refused(error.retry_after);
+                Err((error, Some(pause)))
+            }
+            result => {
+                permit.accepted();
+                result.map_err(|error| (error, None))
+            }
+        }
+    }
+
+    async fn exchange(&self, action: Action, body: Bytes) -> Result<Page, ApiError> {
+        let sent_at = SystemTime::now();
+        let headers = self.headers(action, &body, sent_at)?;
+        let request = self.client.http.post(self.client.url.clone()).headers(headers).body(body);
+        let mut response = request.send().await.map_err(|error| self.transport_error(error))?;
+        if !response.status().is_success() {
+            return Err(self.refusal(response, sent_at).await);
+        }
+        let body = read_capped(&mut response, MAX_BODY).await.map_err(|error| match error {
+            ReadError::TooLong => ApiError::new(Kind::Body, format!("the body is longer than {} MiB", MAX_BODY >> 20)),
+            ReadError::Broken(error) => self.transport_error(error),
+        })?;
+        match wire::read_answer(&body) {
+            Ok(Answer::Page(page)) => Ok(page),
+            Ok(Answer::Refusal(refusal)) => Err(api_error(response.status(), response.headers(), refusal)),
+            Err(error) => Err(malformed(response.status(), error)),
+        }
+    }
+
+    fn headers(&self, action: Action, body: &[u8], now: SystemTime) -> Result<HeaderMap, ApiError> {
+        let Client { host, settings, .. } = self.client;
+        let timestamp = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let text = |text: &str| {
+            HeaderValue::from_str(text)
+                .map_err(|error| ApiError::new(Kind::Client, "a setting cannot be sent in a header").caused_by(error))
+        };
+        let mut headers = HeaderMap::with_capacity(8);
+        headers.insert(header::HOST, text(host)?);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
+        headers.insert(header::ACCEPT, HeaderValue::from_static(CONTENT_TYPE));
+        headers.insert(X_ZC_ACTION, text(&action.to_string())?);
+        headers.insert(X_ZC_VERSION, text(&settings.version)?);
+        headers.insert(X_ZC_SERVICE, text(settings.service.name())?);
+        let authorization = match &self.credential {
+            Credential::Token(token) => format!("Bearer {}", token.expose()),
+            Credential::KeyPair { id, password } => {
+                headers.insert(X_ZC_TIMESTAMP, text(&timestamp.to_string())?);
+                headers.insert(X_ZC_SIGNATURE_METHOD, HeaderValue::from_static(sign::METHOD));
+                let request = sign::Request { host, content_type: CONTENT_TYPE, body, timestamp };
+                sign::authorization(request, id, password)
+            }
+        };
+        let mut authorization = text(&authorization)?;
+        authorization.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, authorization);
+        Ok(headers)
+    }
+
+    fn transport_error(&self, error: reqwest::Error) -> ApiError {
+        // The URL is the same for every request; without it the text is shorter.
+        let error = error.without_url();
+        let (host, timeout) = (&self.client.host, humantime::format_duration(self.client.settings.request_timeout));
+        let (kind, detail) = if error.is_timeout() {
+            (Kind::Timeout, format!("no complete answer from {host} within {timeout}"))
+        } else if let Some(refused) = tls::certificate_error(&error) {
+            (Kind::Tls, format!("the certificate of {host} does not verify: {refused}"))
+        } else if error.is_connect() {
+            (Kind::Connect, format!("no connection to {host}: {}", innermost(&error)))
+        } else if error.is_body() || error.is_decode() {
+            (Kind::Body, format!("the answer of {host} broke off: {}", innermost(&error)))
+        } else {
+            (Kind::Connect, format!("the connection to {host} broke: {}", innermost(&error)))
+        };
+        ApiError::new(kind, detail).caused_by(error)
+    }
+
+    /// What an answer that is no success means.
+    async fn refusal(&self, mut response: Response, sent_at: SystemTime) -> ApiError {
+        let status = response.status();
+        if status.is_redirection() {
+            let target = response.headers().get(header::LOCATION).and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
+            let detail = format!("HTTP {}, a redirect to {}", status.as_u16(), error::tame(target));
+            let mut error = ApiError::new(Kind::Redirect, detail);
+            error.status = Some(status.as_u16());
+            return error;
+        }
+        let headers = response.headers().clone();
+        // Whatever of the body can be had: the status already says that this is a failure.
+        let body = read_capped(&mut response, MAX_REFUSAL).await.unwrap_or_default();
+        let mut error = match wire::read_refusal(&body) {
+            Ok(refusal) => api_error(status, &headers, refusal),
+            Err(_) => api_error(status, &headers, Refusal::default()),
+        };
+        if let (Credential::KeyPair { .. }, Some(skew)) = (&self.credential, clock_skew(&headers, sent_at))
+            && status.is_client_error()
+        {
+            error.explain(&skew);
+        }
+        error
+    }
+}
+
+/// `Host` as reqwest would send it: the port is there only where it is not the scheme's own.
+fn host_header(endpoint: &Url) -> String {
+    let host = endpoint.host_str().expect("a checked endpoint has a host");
+    endpoint.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+enum ReadError {
+    TooLong,
+    Broken(reqwest::Error),
+}
+
+/// Reads a body and stops as soon as it is longer than `most`.
+async fn read_capped(response: &mut Response, most: usize) -> Result<Bytes, ReadError> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(ReadError::Broken)? {
+        if body.len() + chunk.len() > most {
+            return Err(ReadError::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// An error body of the API, or what stands in its place.
+fn api_error(status: StatusCode, headers: &HeaderMap, refusal: Refusal) -> ApiError {
+    let Refusal { code, message, request_id } = refusal;
+    let kind = kind_of(status, headers, code.as_deref());
+    let mut detail = format!("HTTP {}", status.as_u16());
+    if let Some(code) = &code {
+        detail.push_str(", code ");
+        detail.push_str(code);
+    }
+    if let Some(message) = message.filter(|message| !message.is_empty()) {
+        detail.push_str(", ");
+        detail.push_str(message.trim_end_matches('.'));
+    }
+    let mut error = ApiError::new(kind, detail);
+    error.status = Some(status.as_u16());
+    error.code = code;
+    error.request_id = request_id;
+    error.retry_after = retry_after(headers, SystemTime::now());
+    error
+}
+
+fn malformed(status: StatusCode, error: Malformed) -> ApiError {
+    ApiError::new(Kind::Body, format!("HTTP {}, but {error}", status.as_u16())).caused_by(error)
+}
+
+/// The one place that tells the cases of the reference's Responses apart.
+fn kind_of(status: StatusCode, headers: &HeaderMap, code: Option<&str>) -> Kind {
+    let challenged = headers.get("cf-mitigated").is_some_and(|value| value.as_bytes() == b"challenge");
+    match (status.as_u16(), code) {
+        (429, _) | (_, Some("REQUEST_LIMIT_EXCEEDED")) => Kind::RateLimit,
+        (403, _) if challenged => Kind::Challenge,
+        (401, _) => Kind::Unauthorized,
+        (403, _) => Kind::Forbidden,
+        (404, Some("INVALID_INSTANCE_NOT_FOUND")) => Kind::NotFound,
+        (451, _) => Kind::Policy,
+        (500..=599, _) => Kind::Server,
+        _ => Kind::Client,
+    }
+}
+
+/// `Retry-After` in seconds or as an HTTP date, capped.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+/// Says so where this machine's clock is minutes away from the answer's `Date`: then every signature is refused.
+fn clock_skew(headers: &HeaderMap, now: SystemTime) -> Option<String> {
+    let date = httpdate::parse_http_date(headers.get(header::DATE)?.to_str().ok()?).ok()?;
+    let (skew, direction) = match now.duration_since(date) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(error) => (error.duration(), "behind"),
+    };
+    let rounded = humantime::format_duration(Duration::from_secs(skew.as_secs()));
+    (skew > CLOCK_TOLERANCE).then(|| {
+        format!("this machine's clock is {rounded} {direction} the API's, set it right and keep it so with NTP")
+    })
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    error::tame(&cause.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|&(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    fn kind(status: u16, code: Option<&str>) -> Kind {
+        kind_of(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), code)
+    }
+
+    #[test]
+    fn the_host_has_a_port_only_where_it_is_not_the_schemes_own() {
+        let host = |url: &str| host_header(&Url::parse(url).unwrap());
+        assert_eq!(host("https://console.zenlayer.com"), "console.zenlayer.com");
+        assert_eq!(host("https://console.zenlayer.com:443"), "console.zenlayer.com");
+        assert_eq!(host("https://console.zenlayer.com:8443"), "console.zenlayer.com:8443");
+        assert_eq!(host("http://[::1]:80"), "[::1]");
+    }
+
+    #[test]
+    fn each_case_of_the_reference_has_its_kind() {
+        assert_eq!(kind(429, None), Kind::RateLimit);
+        assert_eq!(kind(200, Some("REQUEST_LIMIT_EXCEEDED")), Kind::RateLimit);
+        assert_eq!(kind(500, Some("REQUEST_LIMIT_EXCEEDED")), Kind::RateLimit);
+        assert_eq!(kind(401, Some("ANY")), Kind::Unauthorized);
+        assert_eq!(kind(403, Some("ANY")), Kind::Forbidden);
+        assert_eq!(kind(404, Some("INVALID_INSTANCE_NOT_FOUND")), Kind::NotFound);
+        assert_eq!(kind(404, None), Kind::Client);
+        assert_eq!(kind(451, None), Kind::Policy);
+        assert_eq!(kind(502, None), Kind::Server);
+        assert_eq!(kind(200, Some("ANY")), Kind::Client);
+        let challenge = headers(&[("cf-mitigated", "challenge")]);
+        assert_eq!(kind_of(StatusCode::FORBIDDEN, &challenge, None), Kind::Challenge);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_capped() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let wait = |value| retry_after(&headers(&[("retry-after", value)]), now);
+        assert_eq!(wait("7"), Some(Duration::from_secs(7)));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:57 GMT"), Some(Duration::from_secs(20)));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(wait("86400"), Some(MAX_RETRY_AFTER));
+        assert_eq!(wait("soon"), None);
+    }
+
+    #[test]
+    fn a_clock_is_named_only_when_it_is_minutes_off() {
+        let date = headers(&[("date", "Sun, 06 Nov 1994 08:49:37 GMT")]);
+        let at = |seconds| clock_skew(&date, UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(784_111_777 + 59), None);
+        assert_eq!(
+            at(784_111_777 + 420).as_deref(),
+            Some("this machine's clock is 7m ahead of the API's, set it right and keep it so with NTP")
+        );
+        assert!(at(784_111_777 - 3600).unwrap().contains("1h behind the API's"));
+    }
+
+    #[test]
+    fn waits_are_jittered_below_a_bound_that_doubles() {
+        let backoff = Backoff::default();
+        for (attempt, bound) in [(1, 500), (2, 1000), (3, 2000), (9, 8000)] {
+            let waits: Vec<_> = (0..200).map(|_| backoff.wait(attempt)).collect();
+            let longest = *waits.iter().max().unwrap();
+            assert!(longest <= Duration::from_millis(bound), "{longest:?} after try {attempt}");
+            assert!(longest > Duration::from_millis(bound * 4 / 5), "{longest:?} after try {attempt}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! What can go wrong between a question and its answer, the label each kind has in metrics, and whether it may pass.
+//!
+//! Invariant: the text of an error says what failed, where, and what to do about it; the API's `code` and
+//! `requestId` are in it whenever the API gave them. It must not know how metrics or logs are written.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+/// The actions this exporter asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Ids and statuses, by page or by id.
+    DescribeInstancesStatus,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DescribeInstancesStatus => "DescribeInstancesStatus",
+        })
+    }
+}
+
+/// Which part of an account one request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The page of that number, from 1.
+    Page(u64),
+    /// A look-up of that many ids.
+    Ids(usize),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Page(number) => write!(f, "page {number}"),
+            Self::Ids(count) => write!(f, "look-up of {count} ids"),
+        }
+    }
+}
+
+/// The kinds of failure, each a value of the labels `outcome`, `code` and `reason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// No complete answer within the request timeout.
+    Timeout,
+    /// No connection, or one that broke before the answer began.
+    Connect,
+    /// The server's certificate does not verify.
+    Tls,
+    /// An answer that broke off, was too long, or was not the JSON it should be.
+    Body,
+    /// HTTP 429, or `REQUEST_LIMIT_EXCEEDED` under any status.
+    RateLimit,
+    /// HTTP 5xx.
+    Server,
+    /// HTTP 401: the signature or the token was refused.
+    Unauthorized,
+    /// HTTP 403 from the API itself.
+    Forbidden,
+    /// HTTP 403 from the network in front of the API.
+    Challenge,
+    /// HTTP 451.
+    Policy,
+    /// HTTP 3xx.
+    Redirect,
+    /// HTTP 404, as a look-up of ids that are gone may answer.
+    NotFound,
+    /// Any other refusal.
+    Client,
+    /// The key or token could not be read.
+    Credentials,
+    /// Answers that cannot all be true, or more than the exporter takes.
+    Inconsistent,
+    /// The whole poll took longer than `--poll.timeout`.
+    Deadline,
+}
+
+impl Kind {
+    /// Every kind, so that metrics can start each at 0.
+    pub const ALL: [Self; 16] = [
+        Self::Timeout,
+        Self::Connect,
+        Self::Tls,
+        Self::Body,
+        Self::RateLimit,
+        Self::Server,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::Challenge,
+        Self::Policy,
+        Self::Redirect,
+        Self::NotFound,
+        Self::Client,
+        Self::Credentials,
+        Self::Inconsistent,
+        Self::Deadline,
+    ];
+
+    /// The label value in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Body => "body",
+            Self::RateLimit => "rate_limit",
+            Self::Server => "server",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::Challenge => "challenge",
+            Self::Policy => "policy",
+            Self::Redirect => "redirect",
+            Self::NotFound => "not_found",
+            Self::Client => "client",
+            Self::Credentials => "credentials",
+            Self::Inconsistent => "inconsistent",
+            Self::Deadline => "deadline",
+        }
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::Timeout | Self::Connect | Self::Body | Self::RateLimit | Self::Server)
+    }
+
+    /// What a person can do about it; `None` where the detail says it already.
+    fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::Timeout => Some("check the network; if the API is only slow, raise --zenlayer.request-timeout"),
+            Self::Connect => Some("check the network, DNS, HTTPS_PROXY and --zenlayer.endpoint"),
+            Self::Tls => Some(
+                "check --zenlayer.endpoint; behind an inspecting proxy, name its certificate authority with \
+                 --zenlayer.ca-file",
+            ),
+            Self::Body => Some("a proxy or gateway may be answering in the API's place: check --zenlayer.endpoint"),
+            Self::RateLimit => Some("raise --poll.interval, or ask Zenlayer for a higher limit"),
+            Self::Server => Some("the API itself fails: if it lasts, give Zenlayer's support the requestId"),
+            Self::Unauthorized => {
+                Some("check that access key id and password, or the token, belong together and are active")
+            }
+            Self::Forbidden => Some("allow this key to describe instances, or use another"),
+            Self::Challenge => {
+                Some("a security challenge stands before the API: ask Zenlayer to allow this machine's address")
+            }
+            Self::Policy => Some("a policy forbids this machine's address: ask Zenlayer, or poll from elsewhere"),
+            Self::Redirect => {
+                Some("a signed request goes to no other host: give --zenlayer.endpoint the final address")
+            }
+            Self::NotFound | Self::Client => {
+                Some("check --zenlayer.endpoint, --zenlayer.service and --zenlayer.api-version")
+            }
+            Self::Credentials | Self::Inconsistent => None,
+            Self::Deadline => Some("raise --poll.timeout, or find out above why requests fail"),
+        }
+    }
+}
+
+/// One failure, ready to be read by a person.
+#[derive(Debug)]
+pub struct ApiError {
+    /// What kind of failure it is.
+    pub kind: Kind,
+    /// The request that failed; `None` where it never came to one.
+    pub request: Option<(Action, Part)>,
+    /// How many times it was tried.
+    pub tries: u32,
+    /// The HTTP status, where the failure is what it says.
+    pub status: Option<u16>,
+    /// The API's stable error code.
+    pub code: Option<Box<str>>,
+    /// What Zenlayer's support asks for.
+    pub request_id: Option<Box<str>>,
+    /// How long the API asks to wait.
+    pub retry_after: Option<Duration>,
+    detail: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl ApiError {
+    /// An error of that kind; `detail` says what happened, in lower case and without a full stop.
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self {
+            kind,
+            request: None,
+            tries: 1,
+            status: None,
+            code: None,
+            request_id: None,
+            retry_after: None,
+            detail: detail.into(),
+            source: None,
+        }
+    }
+
+    /// Adds the error underneath.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Adds to what happened.
+    pub fn explain(&mut self, more: &str) {
+        self.detail.push_str("; ");
+        self.detail.push_str(more);
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((action, part)) = self.request {
+            write!(f, "{action}, {part}: ")?;
+        }
+        f.write_str(&self.detail)?;
+        if let Some(id) = &self.request_id {
+            write!(f, " (requestId {id})")?;
+        }
+        if self.tries > 1 {
+            write!(f, ", {} tries", self.tries)?;
+        }
+        self.kind.advice().map_or(Ok(()), |advice| write!(f, ": {advice}"))
+    }
+}
+
+impl Error for ApiError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// Foreign text made fit for one line of a log: no control characters, and not long.
+pub(crate) fn tame(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let mut tamed: String = text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        tamed.push('…');
+    }
+    tamed
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn an_error_reads_as_one_sentence() {
+        let mut error =
+            ApiError::new(Kind::Unauthorized, "HTTP 401, code INVALID_SIGNATURE, the signature does not match");
+        error.request = Some((Action::DescribeInstancesStatus, Part::Page(3)));
+        error.request_id = Some("T0001".into());
+        assert_eq!(
+            error.to_string(),
+            "DescribeInstancesStatus, page 3: HTTP 401, code INVALID_SIGNATURE, the signature does not match \
+             (requestId T0001): check that access key id and password, or the token, belong together and are active"
+        );
+        error.tries = 4;
+        assert!(error.to_string().contains("(requestId T0001), 4 tries: check"));
+    }
+
+    #[test]
+    fn labels_are_distinct() {
+        let labels: HashSet<_> = Kind::ALL.map(Kind::label).into();
+        assert_eq!(labels.len(), Kind::ALL.len());
+    }
+
+    #[test]
+    fn foreign_text_stays_on_one_short_line() {
+        assert_eq!(tame("a\nb\u{1b}[31m"), "a b [31m");
+        assert_eq!(tame(&"é".repeat(400)).chars().count(), 301);
+    }
+}

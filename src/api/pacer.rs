@@ -1,0 +1,236 @@
+//! How fast the API is asked: every request of a client passes here.
+//!
+//! A rate limit is a word to the whole client, not to the request it hit: all requests wait out one pause, then
+//! resume with fewer in flight and a gap between their starts. Each minute without a refusal takes a little of
+//! that back, so what one poll learned serves the next. It must not know what is asked, or of whom.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::time::{Instant, sleep_until};
+
+/// The gap after a first refusal; it doubles with each further one.
+const FIRST_SPACING: Duration = Duration::from_millis(100);
+const WIDEST_SPACING: Duration = Duration::from_secs(5);
+/// Below this a gap is not worth waiting for.
+const NARROWEST_SPACING: Duration = Duration::from_millis(20);
+/// The pause where the API names none, doubled with each refusal in a row, as the vendor's SDKs do.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// How long without a refusal before one step back up.
+const CLIMB_EVERY: Duration = Duration::from_mins(1);
+
+/// Lets requests through, in the order they come.
+#[derive(Debug)]
+pub struct Pacer {
+    pace: Mutex<Pace>,
+    /// Held by whoever waits at the head of the queue.
+    turn: AsyncMutex<()>,
+    ended: Notify,
+}
+
+/// One request that may be in flight; dropped when it is over.
+#[derive(Debug)]
+pub struct Permit<'a> {
+    pacer: &'a Pacer,
+    started: Instant,
+}
+
+impl Pacer {
+    /// At most `most` requests in flight.
+    pub fn new(most: usize) -> Self {
+        Self { pace: Mutex::new(Pace::new(most, Instant::now())), turn: AsyncMutex::new(()), ended: Notify::new() }
+    }
+
+    /// Waits until another request may start.
+    pub async fn admit(&self) -> Permit<'_> {
+        let _turn = self.turn.lock().await;
+        loop {
+            let now = Instant::now();
+            let admission = self.pace().admit(now);
+            match admission {
+                Admission::Now => return Permit { pacer: self, started: now },
+                Admission::At(when) => sleep_until(when).await,
+                Admission::WhenOneEnds => self.ended.notified().await,
+            }
+        }
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        // Every change to the pace is complete before anything could panic.
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit<'_> {
+    /// The API answered, whatever it said.
+    pub fn accepted(self) {
+        self.pacer.pace().accepted();
+    }
+
+    /// The API refused for its rate limit. Returns how long every request now waits.
+    pub fn refused(self, retry_after: Option<Duration>) -> Duration {
+        self.pacer.pace().refused(self.started, Instant::now(), retry_after)
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.pacer.pace().in_flight -= 1;
+        self.pacer.ended.notify_one();
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Admission {
+    Now,
+    At(Instant),
+    WhenOneEnds,
+}
+
+/// The state behind the gate; time is an argument.
+#[derive(Debug)]
+struct Pace {
+    most: usize,
+    limit: usize,
+    in_flight: usize,
+    spacing: Duration,
+    next_start: Instant,
+    refusals_in_a_row: u32,
+    /// When the last refusal came that was news.
+    refused_at: Option<Instant>,
+    /// When the pace last changed.
+    stepped_at: Instant,
+}
+
+impl Pace {
+    fn new(most: usize, now: Instant) -> Self {
+        Self {
+            most,
+            limit: most,
+            in_flight: 0,
+            spacing: Duration::ZERO,
+            next_start: now,
+            refusals_in_a_row: 0,
+            refused_at: None,
+            stepped_at: now,
+        }
+    }
+
+    fn admit(&mut self, now: Instant) -> Admission {
+        self.climb(now);
+        if self.in_flight >= self.limit {
+            return Admission::WhenOneEnds;
+        }
+        if now < self.next_start {
+            return Admission::At(self.next_start);
+        }
+        self.in_flight += 1;
+        self.next_start = now + self.spacing;
+        Admission::Now
+    }
+
+    fn accepted(&mut self) {
+        self.refusals_in_a_row = 0;
+    }
+
+    fn refused(&mut self, started: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
+        // A request that was under way when the last refusal came says nothing new.
+        if self.refused_at.is_none_or(|at| started > at) {
+            self.refused_at = Some(now);
+            self.stepped_at = now;
+            self.limit = (self.limit / 2).max(1);
+            self.spacing = (self.spacing * 2).clamp(FIRST_SPACING, WIDEST_SPACING);
+            self.refusals_in_a_row += 1;
+            let doubled = FIRST_PAUSE * 2_u32.saturating_pow(self.refusals_in_a_row - 1);
+            self.next_start = self.next_start.max(now + doubled.min(LONGEST_PAUSE));
+        }
+        if let Some(asked) = retry_after {
+            self.next_start = self.next_start.max(now + asked);
+        }
+        self.next_start.saturating_duration_since(now)
+    }
+
+    fn climb(&mut self, now: Instant) {
+        while self.limit < self.most || !self.spacing.is_zero() {
+            let Some(next_step) = self.stepped_at.checked_add(CLIMB_EVERY).filter(|&step| step <= now) else {
+                return;
+            };
+            self.stepped_at = next_step;
+            self.limit = (self.limit + 1).min(self.most);
+            self.spacing = self.spacing * 3 / 4;
+            if self.spacing < NARROWEST_SPACING {
+                self.spacing = Duration::ZERO;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn one_burst_of_refusals_is_one_lesson() {
+        let start = Instant::now();
+        let mut pace = Pace::new(8, start);
+        assert_eq!(pace.refused(start, start + millis(10), None), Duration::from_secs(1));
+        pace.refused(start + millis(5), start + millis(12), None);
+        assert_eq!((pace.limit, pace.spacing), (4, millis(100)));
+        let after = start + Duration::from_secs(2);
+        assert_eq!(pace.refused(after, after + millis(10), None), Duration::from_secs(2));
+        assert_eq!((pace.limit, pace.spacing), (2, millis(200)));
+    }
+
+    #[test]
+    fn a_longer_wait_that_the_api_asks_for_is_kept() {
+        let start = Instant::now();
+        let mut pace = Pace::new(2, start);
+        let asked = Duration::from_secs(30);
+        assert_eq!(pace.refused(start, start, Some(asked)), asked);
+        assert_eq!(pace.admit(start + millis(1)), Admission::At(start + asked));
+        assert_eq!(pace.admit(start + asked), Admission::Now);
+        assert_eq!(pace.admit(start + asked), Admission::WhenOneEnds);
+    }
+
+    #[test]
+    fn it_climbs_back_slowly_and_all_the_way() {
+        let start = Instant::now();
+        let mut pace = Pace::new(4, start);
+        pace.refused(start, start, None);
+        pace.climb(start + Duration::from_secs(59));
+        assert_eq!((pace.limit, pace.spacing), (2, millis(100)));
+        pace.climb(start + Duration::from_mins(1));
+        assert_eq!((pace.limit, pace.spacing), (3, millis(75)));
+        pace.climb(start + Duration::from_hours(1));
+        assert_eq!((pace.limit, pace.spacing), (4, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_than_the_limit_are_in_flight_and_none_is_forgotten() {
+        let pacer = Pacer::new(2);
+        let first = pacer.admit().await;
+        let second = pacer.admit().await;
+        let third = tokio::time::timeout(millis(50), pacer.admit()).await;
+        assert!(third.is_err(), "a third request went through");
+        first.accepted();
+        let third = tokio::time::timeout(millis(50), pacer.admit()).await;
+        assert!(third.is_ok(), "the third request never went through");
+        drop(second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_stops_those_who_wait_already() {
+        let pacer = Pacer::new(4);
+        let start = Instant::now();
+        pacer.admit().await.refused(Some(Duration::from_secs(5)));
+        pacer.admit().await.accepted();
+        pacer.admit().await.accepted();
+        assert_eq!(start.elapsed(), Duration::from_secs(5) + FIRST_SPACING);
+    }
+}

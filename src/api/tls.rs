@@ -1,0 +1,38 @@
+//! What the API's certificate is checked against.
+//!
+//! The system's roots come first, Mozilla's stand in where there are none (an image without files), and what the
+//! operator names is added. It must not know what is sent over the connection.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+
+/// A client configuration that trusts the system's, Mozilla's and the given authorities.
+pub(super) fn client_config(authorities: &[CertificateDer<'static>]) -> ClientConfig {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    // What the system has and cannot be parsed is no reason not to start: the rest still verifies.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(authorities.iter().cloned());
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring has the cipher suites of TLS 1.2 and 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+/// The reason a certificate was refused, where `error` stems from one.
+pub(super) fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        // An I/O error hides the error it wraps from `source`.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let inner = wrapped.map_or(error, |inner| inner as &(dyn Error + 'static));
+        if let Some(refused @ rustls::Error::InvalidCertificate(_)) = inner.downcast_ref() {
+            return Some(refused);
+        }
+        cause = inner.source();
+    }
+    None
+}

@@ -1,0 +1,392 @@
+//! What is on the wire ↔ what the exporter works with (reference: DescribeInstancesStatus, Responses).
+//!
+//! Invariant: an entry without a usable id is counted, never fatal; an answer without `totalCount` is never an
+//! empty account. It must not know how bytes are sent.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Most ids one request may name (reference: `instanceIds`).
+pub const MAX_IDS: usize = 100;
+
+/// Most entries one page may have (reference: `pageSize`).
+pub const MAX_PAGE_SIZE: usize = 1000;
+
+/// The longest id or status taken, in bytes. Real ids have 18.
+const LONGEST_TEXT: usize = 256;
+
+/// The body of a request; what is `None` is left out.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Query<'a> {
+    /// Ask for these alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_ids: Option<&'a [&'a str]>,
+    /// Only this resource group (`zec`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource_group_id: Option<&'a str>,
+    /// 1 to [`MAX_PAGE_SIZE`].
+    pub page_size: usize,
+    /// From 1.
+    pub page_num: u64,
+}
+
+impl Query<'_> {
+    /// The JSON to send.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain strings and numbers always serialize")
+    }
+}
+
+/// One answer of DescribeInstancesStatus.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Instances that match, over all pages, by this answer.
+    pub total_count: u64,
+    /// Entries without a usable id.
+    pub unusable: usize,
+    /// Ids and statuses one after the other, and where each ends.
+    text: String,
+    ends: Vec<(u32, u32)>,
+}
+
+impl Page {
+    /// Id and status of each usable entry, in the API's order. A status that the API left out, or that is no
+    /// string of a sane length, is empty.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.ends.iter().enumerate().map(|(row, &(id_end, end))| {
+            let start = if row == 0 { 0 } else { self.ends[row - 1].1 };
+            let cut = |from: u32, to: u32| &self.text[from as usize..to as usize];
+            (cut(start, id_end), cut(id_end, end))
+        })
+    }
+
+    /// How many entries the API listed, usable or not.
+    pub fn listed(&self) -> usize {
+        self.ends.len() + self.unusable
+    }
+
+    fn push(&mut self, entry: &Entry<'_>) {
+        let Some(id) = entry.instance_id.usable() else {
+            self.unusable += 1;
+            return;
+        };
+        let offset = |text: &String| u32::try_from(text.len()).expect("no longer than its body, which is capped");
+        self.text.push_str(id);
+        let id_end = offset(&self.text);
+        self.text.push_str(entry.instance_status.usable().unwrap_or_default());
+        self.ends.push((id_end, offset(&self.text)));
+    }
+}
+
+/// The API's own word for why it refused.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Refusal {
+    /// Stable.
+    pub code: Option<Box<str>>,
+    /// For people; it may change.
+    pub message: Option<Box<str>>,
+    /// What support asks for.
+    pub request_id: Option<Box<str>>,
+}
+
+/// What a body with HTTP 200 can hold.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The payload, nested in `response` or flat.
+    Page(Page),
+    /// An error body, whatever the HTTP status.
+    Refusal(Refusal),
+}
+
+/// Why a body could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    /// Nothing was sent.
+    #[error("the body is empty")]
+    Empty,
+    /// A page for people, as a proxy or gateway sends it.
+    #[error("the body is HTML, not JSON")]
+    Html,
+    /// Not UTF-8.
+    #[error("the body is not UTF-8")]
+    Encoding(#[from] std::str::Utf8Error),
+    /// Not JSON, or cut off, or of another shape.
+    #[error("the body is not the JSON it should be: {0}")]
+    Json(#[from] serde_json::Error),
+    /// JSON with neither a payload nor an error.
+    #[error("the body has neither totalCount nor code")]
+    Shape,
+}
+
+/// Reads the body of a successful answer.
+///
+/// # Errors
+/// When it is not what the reference describes.
+pub fn read_answer(body: &[u8]) -> Result<Answer, Malformed> {
+    let mut envelope = read_envelope(body)?;
+    let flat = Payload { total_count: envelope.total_count, data_set: envelope.data_set.take() };
+    let Payload { total_count, data_set } = envelope.response.take().unwrap_or(flat);
+    match (total_count, envelope.code.usable()) {
+        (Some(total_count), _) => {
+            let page = data_set.map(|entries| entries.0).unwrap_or_default();
+            Ok(Answer::Page(Page { total_count, ..page }))
+        }
+        (None, Some(_)) => Ok(Answer::Refusal(envelope.refusal())),
+        (None, None) => Err(Malformed::Shape),
+    }
+}
+
+/// Reads the body of a refusal; what it does not hold is `None`.
+///
+/// # Errors
+/// When it is not JSON.
+pub fn read_refusal(body: &[u8]) -> Result<Refusal, Malformed> {
+    Ok(read_envelope(body)?.refusal())
+}
+
+fn read_envelope(body: &[u8]) -> Result<Envelope<'_>, Malformed> {
+    let text = std::str::from_utf8(body)?;
+    match text.trim_start().as_bytes().first() {
+        None => Err(Malformed::Empty),
+        Some(b'<') => Err(Malformed::Html),
+        Some(_) => Ok(serde_json::from_str(text)?),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    #[serde(borrow, default)]
+    request_id: Text<'a>,
+    #[serde(borrow, default)]
+    code: Text<'a>,
+    #[serde(borrow, default)]
+    message: Text<'a>,
+    response: Option<Payload>,
+    total_count: Option<u64>,
+    data_set: Option<Entries>,
+}
+
+impl Envelope<'_> {
+    fn refusal(&self) -> Refusal {
+        let owned = |text: &Text<'_>| text.0.as_ref().map(|text| super::error::tame(text).into_boxed_str());
+        Refusal { code: owned(&self.code), message: owned(&self.message), request_id: owned(&self.request_id) }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Payload {
+    total_count: Option<u64>,
+    data_set: Option<Entries>,
+}
+
+/// `dataSet`, read straight into a page: no list of strings in between.
+struct Entries(Page);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor;
+
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of instances")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Entries, A::Error> {
+                let mut page = Page::default();
+                while let Some(entry) = entries.next_element::<Option<Entry<'de>>>()? {
+                    page.push(&entry.unwrap_or_default());
+                }
+                Ok(Entries(page))
+            }
+        }
+
+        deserializer.deserialize_seq(EntriesVisitor)
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry<'a> {
+    #[serde(borrow, default)]
+    instance_id: Text<'a>,
+    #[serde(borrow, default)]
+    instance_status: Text<'a>,
+}
+
+/// A string, borrowed from the body where nothing in it is escaped; anything else in its place is `None`.
+#[derive(Default)]
+struct Text<'a>(Option<Cow<'a, str>>);
+
+impl Text<'_> {
+    /// NUL ends the input of some scrapers, so it makes a text unusable as a label.
+    fn usable(&self) -> Option<&str> {
+        self.0.as_deref().filter(|text| (1..=LONGEST_TEXT).contains(&text.len()) && !text.contains('\0'))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TextVisitor).map(Text)
+    }
+}
+
+struct TextVisitor;
+
+impl<'de> Visitor<'de> for TextVisitor {
+    type Value = Option<Cow<'de, str>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(body: &str) -> Page {
+        match read_answer(body.as_bytes()) {
+            Ok(Answer::Page(page)) => page,
+            other => panic!("not a page: {other:?}"),
+        }
+    }
+
+    fn malformed(body: &[u8]) -> String {
+        read_answer(body).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_query_names_only_what_it_asks_for() {
+        let query = Query { instance_ids: None, resource_group_id: None, page_size: 1000, page_num: 2 };
+        assert_eq!(query.to_json(), br#"{"pageSize":1000,"pageNum":2}"#);
+        let ids = ["a", "b\""];
+        let query = Query { instance_ids: Some(&ids), resource_group_id: Some("rg"), page_size: 2, page_num: 1 };
+        assert_eq!(
+            String::from_utf8(query.to_json()).unwrap(),
+            r#"{"instanceIds":["a","b\""],"resourceGroupId":"rg","pageSize":2,"pageNum":1}"#
+        );
+    }
+
+    #[test]
+    fn nested_and_flat_answers_are_the_same_page() {
+        let payload = r#""totalCount":2,"dataSet":[{"instanceId":"a","instanceStatus":"RUNNING"},
+            {"instanceStatus":"STOPPED","extra":[1,{}],"instanceId":"b\u00e9\n"}]"#;
+        let nested = page(&format!(r#"{{"requestId":"T1","response":{{"requestId":"T1",{payload}}}}}"#));
+        let flat = page(&format!(r#"{{"requestId":"T1",{payload}}}"#));
+        assert_eq!(nested, flat);
+        assert_eq!(nested.total_count, 2);
+        assert_eq!(nested.entries().collect::<Vec<_>>(), [("a", "RUNNING"), ("bé\n", "STOPPED")]);
+    }
+
+    #[test]
+    fn no_data_set_is_no_entries() {
+        for body in [
+            r#"{"response":{"totalCount":0}}"#,
+            r#"{"response":{"totalCount":0,"dataSet":null}}"#,
+            r#"{"totalCount":0,"dataSet":[]}"#,
+        ] {
+            assert_eq!(page(body), Page::default(), "{body}");
+        }
+    }
+
+    #[test]
+    fn entries_without_a_usable_id_are_counted() {
+        let long = "x".repeat(10_000);
+        let body = format!(
+            r#"{{"totalCount":9,"dataSet":[null,{{}},{{"instanceId":null}},{{"instanceId":""}},{{"instanceId":7}},
+            {{"instanceId":["a"]}},{{"instanceId":"{long}"}},{{"instanceId":"\u0000"}},{{"instanceId":"good"}}]}}"#
+        );
+        let page = page(&body);
+        assert_eq!(page.unusable, 8);
+        assert_eq!(page.listed(), 9);
+        assert_eq!(page.entries().collect::<Vec<_>>(), [("good", "")]);
+    }
+
+    #[test]
+    fn a_missing_status_is_an_empty_one() {
+        let long = "X".repeat(257);
+        for status in ["null", "5", "{}", &format!("\"{long}\"")] {
+            let body = format!(r#"{{"totalCount":1,"dataSet":[{{"instanceId":"a","instanceStatus":{status}}}]}}"#);
+            assert_eq!(page(&body).entries().collect::<Vec<_>>(), [("a", "")], "{status}");
+        }
+    }
+
+    #[test]
+    fn an_error_body_under_200_is_a_refusal() {
+        let body = br#"{"requestId":"T1","code":"REQUEST_LIMIT_EXCEEDED","message":"slow\ndown"}"#;
+        let refusal = Refusal {
+            code: Some("REQUEST_LIMIT_EXCEEDED".into()),
+            message: Some("slow down".into()),
+            request_id: Some("T1".into()),
+        };
+        assert_eq!(read_answer(body).unwrap(), Answer::Refusal(refusal));
+    }
+
+    #[test]
+    fn what_is_no_answer_says_why() {
+        assert_eq!(malformed(b""), "the body is empty");
+        assert_eq!(malformed(b" \n<html>"), "the body is HTML, not JSON");
+        assert_eq!(malformed(b"{}"), "the body has neither totalCount nor code");
+        assert_eq!(malformed(b"{\"response\":{}}"), "the body has neither totalCount nor code");
+        assert_eq!(malformed(b"{\"totalCount\":1,\"x\":\"\xff\"}"), "the body is not UTF-8");
+        assert_eq!(
+            malformed(b"{\"totalCount\":1,\"dataSet\":[{\"instanceId\":\"a"),
+            "the body is not the JSON it should be: EOF while parsing a string at line 1 column 43"
+        );
+        assert!(malformed(br#"{"totalCount":-1}"#).starts_with("the body is not the JSON it should be"));
+    }
+
+    #[test]
+    fn a_deep_document_does_not_exhaust_the_stack() {
+        let deep = "[".repeat(1_000_000);
+        assert!(read_answer(deep.as_bytes()).is_err());
+        let ignored = format!(r#"{{"totalCount":0,"x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(page(&ignored), Page::default());
+    }
+}

@@ -1,0 +1,153 @@
+//! The accept loop: connections in, answers out, a bounded drain at the end.
+//!
+//! Invariant: nothing a client does stops another from being served, and a shutdown ends within its bound. It must
+//! not know the API.
+
+mod body;
+pub mod probe;
+pub mod route;
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use self::route::Site;
+use crate::config::ListenAddress;
+
+/// How long a client may take to send the head of a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long open requests have once the shutdown began.
+const DRAIN: Duration = Duration::from_secs(5);
+/// The pause after a failed accept, as when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const BACKLOG: i32 = 1024;
+
+/// Listens on an address; a host name may stand for several.
+///
+/// # Errors
+/// When the address does not exist here, is in use or is not allowed.
+pub async fn bind(address: &ListenAddress) -> io::Result<Vec<TcpListener>> {
+    match address {
+        ListenAddress::Any(port) => Ok(vec![bind_any(*port)?]),
+        ListenAddress::Host(host, port) => {
+            let addresses: Vec<_> = lookup_host((&**host, *port)).await?.collect();
+            addresses.into_iter().map(|address| listen(address, false)).collect()
+        }
+    }
+}
+
+/// One socket for IPv6 and IPv4, or for IPv4 alone where the system has no IPv6.
+fn bind_any(port: u16) -> io::Result<TcpListener> {
+    match listen((Ipv6Addr::UNSPECIFIED, port).into(), true) {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse && error.kind() != io::ErrorKind::PermissionDenied => {
+            listen((Ipv4Addr::UNSPECIFIED, port).into(), false)
+        }
+        bound => bound,
+    }
+}
+
+fn listen(address: SocketAddr, dual: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!dual)?;
+    }
+    // A restart must not wait for the connections of the process before it.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Serves until `shutdown`, then lets open requests end.
+pub async fn serve(
+    listeners: Vec<TcpListener>,
+    site: Arc<Site>,
+    max_connections: usize,
+    shutdown: impl Future<Output = ()>,
+) {
+    let connections = Arc::new(Connections {
+        site,
+        places: Arc::new(Semaphore::new(max_connections)),
+        graceful: GracefulShutdown::new(),
+    });
+    let mut accepting = JoinSet::new();
+    for listener in listeners {
+        accepting.spawn(accept(listener, Arc::clone(&connections)));
+    }
+    shutdown.await;
+    // The accept loops end first, so that nothing new comes while the rest drains.
+    accepting.shutdown().await;
+    let connections = Arc::into_inner(connections).expect("only accept loops shared it");
+    if tokio::time::timeout(DRAIN, connections.graceful.shutdown()).await.is_err() {
+        tracing::warn!(after = ?DRAIN, "closing connections whose requests did not end");
+    }
+}
+
+struct Connections {
+    site: Arc<Site>,
+    places: Arc<Semaphore>,
+    graceful: GracefulShutdown,
+}
+
+async fn accept(listener: TcpListener, connections: Arc<Connections>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => connections.open(stream),
+            Err(error) => {
+                tracing::warn!(%error, "accepting a connection failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Connections {
+    fn open(&self, stream: TcpStream) {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            refuse(&stream);
+            return;
+        };
+        // Answers are written whole; waiting to fill a segment would only delay them.
+        let _ = stream.set_nodelay(true);
+        let site = Arc::clone(&self.site);
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let site = Arc::clone(&site);
+            async move { Ok::<_, Infallible>(site.answer(&request).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        let connection = self.graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = pin!(connection).await {
+                tracing::debug!(%error, "connection ended early");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Tells one client too many so, without waiting for it.
+fn refuse(stream: &TcpStream) {
+    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n\
+        content-length: 63\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
+        too many connections: close some, or raise --web.max-connection";
+    tracing::warn!("refused a connection: --web.max-connections are open");
+    // The answer fits the empty send buffer of a new connection.
+    let _ = stream.try_write(ANSWER);
+}

@@ -1,0 +1,288 @@
+//! Routes: one `match` over method and path, and the small answer each has.
+//!
+//! Invariant: which answer a request gets depends on its method and path alone. It must not know sockets.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::time::Instant;
+
+use super::body::Frames;
+use crate::snapshot::Published;
+use crate::telemetry::Telemetry;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+/// The text format of Prometheus.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+
+/// What can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// The page for a person.
+    Home,
+    /// The metrics.
+    Metrics,
+    /// Whether the process does its work.
+    Healthy,
+    /// Whether there is something to serve yet.
+    Ready,
+    /// A path that is there, asked for by another method than GET or HEAD.
+    MethodNotAllowed,
+    /// Anything else.
+    NotFound,
+}
+
+/// Which route a request takes.
+pub fn route(method: &Method, path: &str, telemetry_path: &str) -> Route {
+    let found = match path {
+        "/" => Route::Home,
+        "/healthz" => Route::Healthy,
+        "/readyz" => Route::Ready,
+        path if path == telemetry_path => Route::Metrics,
+        _ => return Route::NotFound,
+    };
+    match *method {
+        Method::GET | Method::HEAD => found,
+        _ => Route::MethodNotAllowed,
+    }
+}
+
+/// What is served, and from where.
+pub struct Site {
+    /// What the poller published.
+    pub published: Arc<Published>,
+    /// The exporter's own metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// Where the metrics are.
+    pub telemetry_path: String,
+    /// How long the poller may be silent before the process is unhealthy.
+    pub longest_silence: Duration,
+}
+
+impl Site {
+    /// Answers a request and counts it.
+    pub async fn answer<B>(&self, request: &Request<B>) -> Response<Frames> {
+        let path = request.uri().path();
+        let route = route(request.method(), path, &self.telemetry_path);
+        let response = match route {
+            Route::Home => self.home(),
+            Route::Metrics => self.metrics(request.headers()).await,
+            Route::Healthy => self.healthy(),
+            Route::Ready => self.ready(),
+            Route::MethodNotAllowed => method_not_allowed(),
+            Route::NotFound => not_found(&self.telemetry_path),
+        };
+        // Unknown paths share one value: a scanner must not make series.
+        let label = if route == Route::NotFound { "other" } else { path };
+        self.telemetry.http_request(label, response.status().as_str());
+        response
+    }
+
+    async fn metrics(&self, headers: &HeaderMap) -> Response<Frames> {
+        let instances = self.published.fresh(Instant::now()).map(|snapshot| snapshot.text.clone()).unwrap_or_default();
+        let own = Bytes::from(self.telemetry.render());
+        if !accepts_gzip(headers) {
+            return vary(answer(StatusCode::OK, METRICS, Frames::new([instances, own])));
+        }
+        let compressed =
+            tokio::task::spawn_blocking(move || gzip(&[&instances, &own])).await.expect("compression does not panic");
+        let mut response = vary(answer(StatusCode::OK, METRICS, Frames::from(compressed)));
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response
+    }
+
+    fn healthy(&self) -> Response<Frames> {
+        let silence = self.published.silence(Instant::now());
+        if silence <= self.longest_silence {
+            return answer(StatusCode::OK, TEXT, "ok\n".into());
+        }
+        let silence = humantime::format_duration(Duration::from_secs(silence.as_secs()));
+        let text = format!("the poll loop has not moved for {silence}: restart the process\n");
+        answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
+    }
+
+    fn ready(&self) -> Response<Frames> {
+        if self.published.is_ready() {
+            return answer(StatusCode::OK, TEXT, "ready\n".into());
+        }
+        let text = match self.published.last_report().map(|report| report.outcome) {
+            Some(Err(error)) => format!("no poll has succeeded yet: {error}\n"),
+            _ => "the first poll is under way\n".to_owned(),
+        };
+        answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
+    }
+
+    fn home(&self) -> Response<Frames> {
+        let last_poll = match self.published.last_report() {
+            None => "The first poll is under way.".to_owned(),
+            Some(report) => {
+                let at = humantime::format_rfc3339_seconds(report.at);
+                match report.outcome {
+                    Ok(instances) => format!("The last poll ended at {at} and found {instances} instances."),
+                    Err(error) => format!("The last poll ended at {at} and failed: {}.", escape_html(&error)),
+                }
+            }
+        };
+        let page = format!(
+            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width\">\n<title>zenlayer-exporter</title>\n\
+             <h1>zenlayer-exporter {version}</h1>\n<p>{last_poll}</p>\n<ul>\n\
+             <li><a href=\"{metrics}\">Metrics</a></li>\n<li><a href=\"/healthz\">Health</a></li>\n\
+             <li><a href=\"/readyz\">Readiness</a></li>\n</ul>\n</html>\n",
+            version = crate::VERSION,
+            metrics = escape_html(&self.telemetry_path),
+        );
+        answer(StatusCode::OK, HTML, page.into())
+    }
+}
+
+fn method_not_allowed() -> Response<Frames> {
+    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD are answered here\n".into());
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
+}
+
+fn not_found(telemetry_path: &str) -> Response<Frames> {
+    let text = format!("nothing is here: the metrics are at {telemetry_path}\n");
+    answer(StatusCode::NOT_FOUND, TEXT, text.into())
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: Frames) -> Response<Frames> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+fn vary(mut response: Response<Frames>) -> Response<Frames> {
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    response
+}
+
+/// Whether `Accept-Encoding` takes gzip: named with a weight above 0, or by `*` where it is not named
+/// (RFC 9110, section 12.5.3).
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let mut any = false;
+    for coding in values.flat_map(|value| value.split(',')) {
+        let mut parts = coding.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+        let accepted = weight.is_none_or(|weight| weight.parse::<f32>().is_ok_and(|weight| weight > 0.0));
+        if name.eq_ignore_ascii_case("gzip") {
+            return accepted;
+        }
+        any |= name == "*" && accepted;
+    }
+    any
+}
+
+/// One gzip member of all parts.
+fn gzip(parts: &[&[u8]]) -> Bytes {
+    const IN_MEMORY: &str = "writing to memory does not fail";
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    for part in parts {
+        encoder.write_all(part).expect(IN_MEMORY);
+    }
+    encoder.finish().expect(IN_MEMORY).into()
+}
+
+fn escape_html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::snapshot::{Report, Snapshot};
+
+    fn site() -> Site {
+        Site {
+            published: Arc::new(Published::new(Duration::from_mins(5))),
+            telemetry: Arc::new(Telemetry::default()),
+            telemetry_path: "/metrics".to_owned(),
+            longest_silence: Duration::from_mins(3),
+        }
+    }
+
+    async fn get(site: &Site, path: &str) -> (u16, String) {
+        let response = site.answer(&Request::get(path).body(()).unwrap()).await;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.into()).unwrap())
+    }
+
+    #[test]
+    fn a_route_is_its_method_and_path() {
+        let taken = |method: &Method, path| route(method, path, "/m");
+        assert_eq!(taken(&Method::GET, "/"), Route::Home);
+        assert_eq!(taken(&Method::HEAD, "/m"), Route::Metrics);
+        assert_eq!(taken(&Method::GET, "/healthz"), Route::Healthy);
+        assert_eq!(taken(&Method::GET, "/readyz"), Route::Ready);
+        assert_eq!(taken(&Method::POST, "/m"), Route::MethodNotAllowed);
+        assert_eq!(taken(&Method::GET, "/metrics"), Route::NotFound);
+        assert_eq!(taken(&Method::POST, "/m/"), Route::NotFound);
+    }
+
+    #[test]
+    fn gzip_is_used_only_where_it_is_accepted() {
+        let accepts = |value: &'static str| {
+            accepts_gzip(&HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(value))]))
+        };
+        for value in ["gzip", "deflate, GZIP;q=0.5", "br;q=1, *;q=0.1", "gzip;q=1.0", "identity, gzip"] {
+            assert!(accepts(value), "{value}");
+        }
+        for value in ["", "identity", "gzip;q=0", "gzip;q=0.000, *", "*;q=0", "xgzip", "gzip;q=bad"] {
+            assert!(!accepts(value), "{value}");
+        }
+        assert!(!accepts_gzip(&HeaderMap::new()));
+    }
+
+    #[tokio::test]
+    async fn before_the_first_success_there_are_metrics_and_no_instances() {
+        let site = site();
+        let (status, text) = get(&site, "/metrics").await;
+        assert_eq!(status, 200);
+        assert!(text.contains("\nzenlayer_up 0\n"));
+        assert!(!text.contains("zenlayer_instance"));
+        assert_eq!(get(&site, "/readyz").await, (503, "the first poll is under way\n".to_owned()));
+        let failed = Report { at: std::time::UNIX_EPOCH, outcome: Err("<no> connection".to_owned()) };
+        site.published.report(failed);
+        assert_eq!(get(&site, "/readyz").await, (503, "no poll has succeeded yet: <no> connection\n".to_owned()));
+        assert!(get(&site, "/").await.1.contains("at 1970-01-01T00:00:00Z and failed: &lt;no&gt; connection."));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn health_is_about_the_poll_loop() {
+        let site = site();
+        let snapshot = Snapshot { text: Bytes::from_static(b"a 1\n"), taken_at: Instant::now() };
+        site.published.publish(snapshot);
+        assert_eq!(get(&site, "/readyz").await, (200, "ready\n".to_owned()));
+        assert_eq!(get(&site, "/healthz").await, (200, "ok\n".to_owned()));
+        tokio::time::advance(Duration::from_secs(181)).await;
+        let stuck = "the poll loop has not moved for 3m 1s: restart the process\n";
+        assert_eq!(get(&site, "/healthz").await, (503, stuck.to_owned()));
+        assert!(get(&site, "/metrics").await.1.starts_with("a 1\n"));
+        tokio::time::advance(Duration::from_mins(2)).await;
+        assert!(get(&site, "/metrics").await.1.starts_with("# HELP"), "what is too old is not served");
+    }
+
+    #[tokio::test]
+    async fn unknown_paths_share_one_series() {
+        let site = site();
+        for path in ["/a", "/b"] {
+            assert_eq!(get(&site, path).await.0, 404);
+        }
+        let (_, text) = get(&site, "/metrics").await;
+        assert!(text.contains("zenlayer_exporter_http_requests_total{code=\"404\",path=\"other\"} 2\n"));
+    }
+}

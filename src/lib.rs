@@ -1,0 +1,180 @@
+//! A Prometheus exporter for the status of Zenlayer Cloud instances.
+//!
+//! Data flows one way: settings → signed requests → pages → snapshot → rendered bytes → HTTP. A module imports only
+//! from those above it:
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`secret`] | a string that never prints itself |
+//! | [`model`] | services, statuses, instances, the inventory |
+//! | [`config`] | settings as typed → settings as checked |
+//! | [`credentials`] | where the key or token comes from |
+//! | [`api`] | the client: signing, wire format, errors, pacing, retries |
+//! | [`inventory`] | all pages of one poll into one consistent inventory |
+//! | [`exposition`] | inventory → bytes |
+//! | [`telemetry`] | the exporter's own metrics |
+//! | [`snapshot`] | the rendered answer that is served, swapped whole |
+//! | [`poller`] | tick → collect → render → publish |
+//! | [`http`] | accept loop, routes, bodies |
+//! | [`simulator`] | a simulated API: behind `--demo`, and what the tests poll |
+//!
+//! Only the binary reads the environment, logs to standard error, or exits.
+
+pub mod api;
+pub mod config;
+pub mod credentials;
+pub mod exposition;
+pub mod http;
+pub mod inventory;
+pub mod model;
+pub mod poller;
+pub mod secret;
+pub mod simulator;
+pub mod snapshot;
+pub mod telemetry;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::api::{ApiError, Backoff, Client};
+use crate::config::{Config, Target};
+use crate::http::route::Site;
+use crate::poller::Poller;
+use crate::simulator::{Knobs, Simulator};
+use crate::snapshot::Published;
+use crate::telemetry::Telemetry;
+
+/// The version in `Cargo.toml`.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit it was built from.
+pub const REVISION: &str = env!("ZENLAYER_EXPORTER_BUILD_REVISION");
+/// The compiler it was built with.
+pub const RUST_VERSION: &str = env!("ZENLAYER_EXPORTER_BUILD_RUST_VERSION");
+
+/// What the loop may take beyond a poll and an interval before it counts as stuck.
+const SLACK: Duration = Duration::from_secs(30);
+
+/// Why the exporter could not start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The client could not be built.
+    #[error("the HTTP client cannot be set up: {0}: check HTTPS_PROXY, HTTP_PROXY and NO_PROXY")]
+    Client(#[from] reqwest::Error),
+    /// The simulated API has no port.
+    #[error("the simulated API cannot listen on loopback: {0}")]
+    Simulator(#[from] io::Error),
+    /// The poll task is dead: a server that only looks healthy would be worse than none.
+    #[error("the poll loop ended: {0}")]
+    Poller(#[from] tokio::task::JoinError),
+    /// The one poll that was asked for failed.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+}
+
+/// A poller with what it publishes to, and the simulated API where one is polled.
+struct Exporter {
+    poller: Poller,
+    published: Arc<Published>,
+    _simulator: Option<Simulator>,
+}
+
+impl Exporter {
+    async fn start(config: &Config, backoff: Backoff, telemetry: &Arc<Telemetry>) -> Result<Self, RunError> {
+        let (client, simulator) = connect(config, backoff, telemetry).await?;
+        let published = Arc::new(Published::new(config.poll.max_staleness));
+        let poller = Poller::new(
+            client,
+            config.poll.clone(),
+            config.status_series,
+            Arc::clone(&published),
+            Arc::clone(telemetry),
+        );
+        Ok(Self { poller, published, _simulator: simulator })
+    }
+}
+
+async fn connect(
+    config: &Config,
+    backoff: Backoff,
+    telemetry: &Arc<Telemetry>,
+) -> Result<(Client, Option<Simulator>), RunError> {
+    let (endpoint, credentials, simulator) = match &config.target {
+        Target::Account { endpoint, credentials } => (endpoint.clone(), credentials.clone(), None),
+        Target::Demo { instances } => {
+            let simulator = Simulator::start(Knobs::demo(config.api.service, *instances)).await?;
+            tracing::info!(
+                instances,
+                api = %simulator.endpoint(),
+                "simulation: these instances do not exist, no account is used"
+            );
+            (simulator.endpoint(), simulator.credentials(), Some(simulator))
+        }
+    };
+    let observer = Arc::clone(telemetry) as Arc<dyn api::Observer>;
+    Ok((Client::new(&endpoint, credentials, config.api.clone(), backoff, observer)?, simulator))
+}
+
+/// Polls and serves until `shutdown`.
+///
+/// # Errors
+/// When the client cannot be built, or when the poll loop ends before `shutdown`.
+pub async fn run(
+    config: Config,
+    listeners: Vec<TcpListener>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    run_with(config, Backoff::default(), listeners, shutdown).await
+}
+
+/// [`run`] with waits of the caller's choosing, so that a test need not wait as long as an operator.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    config: Config,
+    backoff: Backoff,
+    listeners: Vec<TcpListener>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let telemetry = Arc::new(Telemetry::of_process());
+    let Exporter { poller, published, _simulator } = Exporter::start(&config, backoff, &telemetry).await?;
+    let site = Arc::new(Site {
+        published,
+        telemetry,
+        telemetry_path: config.web.telemetry_path.clone(),
+        longest_silence: config.poll.timeout + config.poll.interval + SLACK,
+    });
+    let mut polling = tokio::spawn(poller.run());
+    let ended = tokio::select! {
+        () = http::serve(listeners, site, config.web.max_connections, shutdown) => Ok(()),
+        ended = &mut polling => ended.map_err(RunError::Poller),
+    };
+    polling.abort();
+    ended
+}
+
+/// `--once`: polls once. Returns the metrics and whether the poll succeeded.
+///
+/// # Errors
+/// When the client cannot be built.
+pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), RunError> {
+    // Without the process's own metrics: node_exporter, which reads this text from a file, has its own of those names.
+    let telemetry = Arc::new(Telemetry::default());
+    let mut exporter = Exporter::start(config, Backoff::default(), &telemetry).await?;
+    let outcome = exporter.poller.poll().await;
+    let mut text = exporter.published.fresh(tokio::time::Instant::now()).map_or_else(Vec::new, |s| s.text.to_vec());
+    text.extend(telemetry.render());
+    Ok((text, outcome))
+}
+
+/// `--config.check`: makes one request. Returns how many instances the API counts.
+///
+/// # Errors
+/// When the client cannot be built or the request fails.
+pub async fn check(config: &Config) -> Result<u64, RunError> {
+    let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
+    Ok(client.session()?.status_page(1).await?.total_count)
+}

@@ -1,0 +1,153 @@
+//! The binary: settings, logging, sockets, signals, exit code. The rest is the library.
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+use zenlayer_exporter::config::{Command, Config, Flags, Log, Target, Web};
+use zenlayer_exporter::http;
+
+/// The command was used incorrectly (`EX_USAGE` of sysexits.h).
+const BAD_SETTING: u8 = 64;
+
+/// How long `--healthcheck` waits for an answer.
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
+
+fn main() -> ExitCode {
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => {
+            // Nothing is left to do where even the usage cannot be printed.
+            let _ = error.print();
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(BAD_SETTING) };
+        }
+    };
+    match Command::check(&flags, &|name| std::env::var(name).ok()) {
+        Ok(command) => start(command),
+        Err(mistakes) => {
+            eprintln!("zenlayer-exporter: these settings are wrong:\n{mistakes}");
+            ExitCode::from(BAD_SETTING)
+        }
+    }
+}
+
+fn start(command: Command) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(execute(command)),
+        Err(error) => Err(format!("the runtime cannot start: {error}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("zenlayer-exporter: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn execute(command: Command) -> Result<(), String> {
+    match command {
+        Command::Serve(config) => serve(config).await,
+        Command::Once(config) => once(config).await,
+        Command::Check(config) => check(config).await,
+        Command::Healthcheck(web) => healthcheck(&web).await,
+    }
+}
+
+async fn serve(config: Config) -> Result<(), String> {
+    start_logging(config.log);
+    let mut listeners = Vec::new();
+    for address in &config.web.listen {
+        let bound = http::bind(address).await;
+        listeners.extend(bound.map_err(|error| {
+            format!("cannot listen on {address}: {error}: free it, or choose another with --web.listen-address")
+        })?);
+    }
+    announce(&config, &listeners);
+    let shutdown = shutdown_signal().map_err(|error| format!("signals cannot be handled: {error}"))?;
+    zenlayer_exporter::run(config, listeners, shutdown).await.map_err(|error| error.to_string())?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn once(config: Config) -> Result<(), String> {
+    start_logging(config.log);
+    let (text, outcome) = zenlayer_exporter::once(&config).await.map_err(|error| error.to_string())?;
+    std::io::stdout().write_all(&text).map_err(|error| format!("the metrics cannot be written: {error}"))?;
+    outcome.map_err(|error| error.to_string())
+}
+
+async fn check(config: Config) -> Result<(), String> {
+    start_logging(config.log);
+    let instances = zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())?;
+    println!("the settings are right, and the API counts {instances} instances");
+    Ok(())
+}
+
+async fn healthcheck(web: &Web) -> Result<(), String> {
+    for address in &web.listen {
+        let probed = tokio::time::timeout(HEALTHCHECK_TIMEOUT, http::probe::probe(address)).await;
+        probed
+            .map_err(|_| format!("{address}: no answer within {HEALTHCHECK_TIMEOUT:?}"))?
+            .map_err(|error| format!("{address}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn start_logging(log: Log) {
+    let filter = LevelFilter::from_level(log.level);
+    // Standard error: standard output is for the metrics of --once.
+    let layer = if log.json {
+        fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed()
+    } else {
+        tracing_logfmt::builder().layer().with_writer(std::io::stderr).boxed()
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+}
+
+fn announce(config: &Config, listeners: &[TcpListener]) {
+    let polled = match &config.target {
+        Target::Account { endpoint, .. } => endpoint.to_string(),
+        Target::Demo { instances } => format!("a simulation of {instances} instances"),
+    };
+    let interval = humantime::format_duration(config.poll.interval);
+    tracing::info!(
+        version = zenlayer_exporter::VERSION,
+        revision = zenlayer_exporter::REVISION,
+        service = config.api.service.name(),
+        polling = polled,
+        every = %interval,
+        "zenlayer-exporter starts"
+    );
+    for address in listeners.iter().filter_map(|listener| listener.local_addr().ok()) {
+        let mut here = address;
+        if here.ip().is_unspecified() {
+            here.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        tracing::info!(%address, metrics = format!("http://{here}{}", config.web.telemetry_path), "listening");
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT.
+fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "stopping: open requests have 5s to end");
+    })
+}

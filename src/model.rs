@@ -1,0 +1,403 @@
+//! Facts of the domain: services, statuses, instances.
+//!
+//! Invariant: an [`Inventory`] is ordered by id and has no id twice, so comparing two of them is one pass.
+//! It must not know JSON, HTTP or Prometheus.
+
+use std::cmp::Ordering;
+
+/// Most instances one exporter takes: far above any account, far below what would fill the memory.
+pub const MAX_INSTANCES: usize = 10_000_000;
+
+/// One of the two services whose instances can be watched; both have the same actions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Virtual machines.
+    Vm,
+    /// Elastic compute.
+    Zec,
+}
+
+impl Service {
+    /// The name in the API's path and in `--zenlayer.service`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vm => "vm",
+            Self::Zec => "zec",
+        }
+    }
+
+    /// The newest published API version.
+    pub fn newest_version(self) -> &'static str {
+        match self {
+            Self::Vm => "2026-04-01",
+            Self::Zec => "2025-09-01",
+        }
+    }
+
+    /// The statuses of the reference, in the order of an instance's life. New ones appear without notice.
+    pub fn documented_statuses(self) -> &'static [&'static str] {
+        match self {
+            Self::Vm => &[
+                "PENDING",
+                "DEPLOYING",
+                "CREATE_FAILED",
+                "RUNNING",
+                "REBOOT",
+                "STOPPING",
+                "STOPPED",
+                "BOOTING",
+                "REBUILDING",
+                "IMAGING",
+                "RECYCLE",
+                "RECYCLING",
+                "RELEASING",
+            ],
+            Self::Zec => &[
+                "DEPLOYING",
+                "CREATE_FAILED",
+                "RUNNING",
+                "REBOOT",
+                "STOPPING",
+                "STOPPED",
+                "BOOTING",
+                "REBUILDING",
+                "RESIZING",
+                "IMAGING",
+                "RECYCLE",
+                "RECYCLING",
+                "RELEASING",
+            ],
+        }
+    }
+}
+
+/// A status, as its place in a [`Statuses`]: one byte an instance instead of a string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Status(u8);
+
+impl Status {
+    /// Its place among [`Statuses::names`].
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Every status known so far: the documented ones, then any other in the order it was first seen.
+///
+/// It lives as long as the process, which keeps a [`Status`] comparable from poll to poll.
+#[derive(Debug)]
+pub struct Statuses {
+    names: Vec<Box<str>>,
+}
+
+impl Statuses {
+    /// The documented statuses of `service`.
+    pub fn documented(service: Service) -> Self {
+        Self { names: service.documented_statuses().iter().map(|&name| name.into()).collect() }
+    }
+
+    /// The status of that name, remembered from now on; `None` when there is no room for another.
+    pub fn intern(&mut self, name: &str) -> Option<Status> {
+        let known = self.names.iter().position(|known| **known == *name);
+        let place = known.unwrap_or(self.names.len());
+        let status = Status(u8::try_from(place).ok()?);
+        if known.is_none() {
+            self.names.push(name.into());
+        }
+        Some(status)
+    }
+
+    /// The name as the API spells it; empty for an instance whose status the API left out.
+    pub fn name(&self, status: Status) -> &str {
+        &self.names[status.index()]
+    }
+
+    /// Every known name, in order.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.names.iter().map(|name| &**name)
+    }
+}
+
+/// Why a sighting was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Overflow {
+    /// More than [`MAX_INSTANCES`].
+    #[error("more than {MAX_INSTANCES} instances")]
+    Instances,
+    /// More names than a [`Status`] can tell apart.
+    #[error("more than 256 different statuses")]
+    Statuses,
+}
+
+/// One id and what the API said of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Instance<'a> {
+    /// Opaque and never empty.
+    pub id: &'a str,
+    /// The status it was last seen in.
+    pub status: Status,
+}
+
+/// Ids and statuses side by side: all ids in one text, so that a million instances are three allocations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Rows {
+    text: String,
+    ends: Vec<u32>,
+    statuses: Vec<Status>,
+}
+
+impl Rows {
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    fn id(&self, row: usize) -> &str {
+        let start = if row == 0 { 0 } else { self.ends[row - 1] };
+        &self.text[start as usize..self.ends[row] as usize]
+    }
+
+    fn get(&self, row: usize) -> Instance<'_> {
+        Instance { id: self.id(row), status: self.statuses[row] }
+    }
+
+    fn push(&mut self, instance: Instance<'_>) -> Result<(), Overflow> {
+        let end = u32::try_from(self.text.len() + instance.id.len()).map_err(|_| Overflow::Instances)?;
+        if self.len() == MAX_INSTANCES {
+            return Err(Overflow::Instances);
+        }
+        self.text.push_str(instance.id);
+        self.ends.push(end);
+        self.statuses.push(instance.status);
+        Ok(())
+    }
+
+    fn is_ascending(&self) -> bool {
+        (1..self.len()).all(|row| self.id(row - 1) < self.id(row))
+    }
+}
+
+/// What was read so far, in the order it was read, an id possibly more than once.
+#[derive(Debug, Default)]
+pub struct Sightings {
+    rows: Rows,
+}
+
+impl Sightings {
+    /// Adds one entry of an answer.
+    ///
+    /// # Errors
+    /// When there is no room for another instance or another status.
+    pub fn push(&mut self, id: &str, status: &str, statuses: &mut Statuses) -> Result<(), Overflow> {
+        let status = statuses.intern(status).ok_or(Overflow::Statuses)?;
+        self.rows.push(Instance { id, status })
+    }
+
+    /// How many entries were read.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether nothing was read.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Orders the ids and leaves each once, in the status in which it was read last.
+    pub fn into_inventory(self) -> Inventory {
+        let rows = self.rows;
+        if rows.is_ascending() {
+            return Inventory { rows };
+        }
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        // Stable: among the sightings of one id the last read stays the last.
+        order.sort_by(|&a, &b| rows.id(a).cmp(rows.id(b)));
+        let last_of_each = order
+            .iter()
+            .enumerate()
+            .filter(|&(place, &row)| order.get(place + 1).is_none_or(|&next| rows.id(next) != rows.id(row)))
+            .map(|(_, &row)| rows.get(row));
+        Inventory::from_ascending(last_of_each)
+    }
+}
+
+/// Every instance once, ordered by id.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    rows: Rows,
+}
+
+impl Inventory {
+    fn from_ascending<'a>(instances: impl Iterator<Item = Instance<'a>>) -> Self {
+        let mut rows = Rows::default();
+        for instance in instances {
+            rows.push(instance).expect("it fitted where it comes from");
+        }
+        Self { rows }
+    }
+
+    /// How many instances there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether the account is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The instances in ascending order of their ids.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Instance<'_>> {
+        (0..self.len()).map(|row| self.rows.get(row))
+    }
+
+    /// Bytes of all ids together.
+    pub fn id_bytes(&self) -> usize {
+        self.rows.text.len()
+    }
+
+    /// How many instances are in each of `statuses`, in their order.
+    pub fn count_by_status(&self, statuses: &Statuses) -> Vec<usize> {
+        let mut counts = vec![0; statuses.names.len()];
+        for status in &self.rows.statuses {
+            counts[status.index()] += 1;
+        }
+        counts
+    }
+
+    /// Both inventories as one; where both have an id, `later` tells its status.
+    ///
+    /// # Errors
+    /// When there is no room for all of it.
+    pub fn merge(&self, later: &Self) -> Result<Self, Overflow> {
+        let mut rows = Rows::default();
+        for (one, other) in pair_by_id(self, later) {
+            let instance = other.or(one).expect("a pair has a side");
+            rows.push(instance)?;
+        }
+        Ok(Self { rows })
+    }
+
+    /// The ids that are here and not in `other`, in order.
+    pub fn ids_not_in<'a>(&'a self, other: &'a Self) -> Vec<&'a str> {
+        pair_by_id(self, other)
+            .filter_map(|pair| match pair {
+                (Some(here), None) => Some(here.id),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// What happened between this inventory and `later`.
+    pub fn changes_to(&self, later: &Self) -> Changes {
+        let mut changes = Changes::default();
+        for pair in pair_by_id(self, later) {
+            match pair {
+                (Some(before), Some(after)) if before.status != after.status => {
+                    changes.transitions.push((before.status, after.status));
+                }
+                (None, Some(_)) => changes.appeared += 1,
+                (Some(_), None) => changes.gone += 1,
+                _ => {}
+            }
+        }
+        changes
+    }
+}
+
+/// What differs between two polls.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// From and to of each instance whose status changed.
+    pub transitions: Vec<(Status, Status)>,
+    /// Instances that only the later poll has.
+    pub appeared: usize,
+    /// Instances that only the earlier poll has.
+    pub gone: usize,
+}
+
+/// Walks two inventories side by side: each id once, with what either has of it.
+fn pair_by_id<'a>(
+    one: &'a Inventory,
+    other: &'a Inventory,
+) -> impl Iterator<Item = (Option<Instance<'a>>, Option<Instance<'a>>)> {
+    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (one.peek(), other.peek()) {
+            (None, None) => return None,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(a), Some(b)) => a.id.cmp(b.id),
+        };
+        let left = order.is_le().then(|| one.next()).flatten();
+        let right = order.is_ge().then(|| other.next()).flatten();
+        Some((left, right))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inventory(statuses: &mut Statuses, entries: &[(&str, &str)]) -> Inventory {
+        let mut sightings = Sightings::default();
+        for (id, status) in entries {
+            sightings.push(id, status, statuses).unwrap();
+        }
+        sightings.into_inventory()
+    }
+
+    fn entries<'a>(inventory: &'a Inventory, statuses: &'a Statuses) -> Vec<(&'a str, &'a str)> {
+        inventory.iter().map(|instance| (instance.id, statuses.name(instance.status))).collect()
+    }
+
+    #[test]
+    fn an_inventory_is_ordered_and_the_last_sighting_of_an_id_counts() {
+        let mut statuses = Statuses::documented(Service::Vm);
+        let read = [("b", "RUNNING"), ("a", "STOPPED"), ("b", "STOPPING"), ("c", "NEW")];
+        let inventory = inventory(&mut statuses, &read);
+        assert_eq!(entries(&inventory, &statuses), [("a", "STOPPED"), ("b", "STOPPING"), ("c", "NEW")]);
+    }
+
+    #[test]
+    fn a_merge_has_every_id_and_the_later_status() {
+        let mut statuses = Statuses::documented(Service::Vm);
+        let first = inventory(&mut statuses, &[("a", "RUNNING"), ("b", "RUNNING")]);
+        let second = inventory(&mut statuses, &[("b", "STOPPED"), ("c", "BOOTING")]);
+        let merged = first.merge(&second).unwrap();
+        assert_eq!(entries(&merged, &statuses), [("a", "RUNNING"), ("b", "STOPPED"), ("c", "BOOTING")]);
+        assert_eq!(first.ids_not_in(&second), ["a"]);
+        assert_eq!(first.ids_not_in(&merged), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn changes_tell_transitions_arrivals_and_departures_apart() {
+        let mut statuses = Statuses::documented(Service::Vm);
+        let before = inventory(&mut statuses, &[("a", "RUNNING"), ("b", "RUNNING"), ("c", "IMAGING")]);
+        let after = inventory(&mut statuses, &[("b", "STOPPED"), ("c", "IMAGING"), ("d", "PENDING")]);
+        let changes = before.changes_to(&after);
+        let transitions: Vec<_> =
+            changes.transitions.iter().map(|&(from, to)| (statuses.name(from), statuses.name(to))).collect();
+        assert_eq!(transitions, [("RUNNING", "STOPPED")]);
+        assert_eq!((changes.appeared, changes.gone), (1, 1));
+    }
+
+    #[test]
+    fn counts_name_every_known_status() {
+        let mut statuses = Statuses::documented(Service::Zec);
+        let inventory = inventory(&mut statuses, &[("a", "RUNNING"), ("b", "RUNNING"), ("c", "MELTING")]);
+        let counts = inventory.count_by_status(&statuses);
+        let counted: Vec<_> = statuses.names().zip(counts).filter(|&(_, count)| count > 0).collect();
+        assert_eq!(counted, [("RUNNING", 2), ("MELTING", 1)]);
+    }
+
+    #[test]
+    fn known_statuses_still_fit_when_the_table_is_full() {
+        let mut statuses = Statuses::documented(Service::Vm);
+        let mut sightings = Sightings::default();
+        for n in 13..256 {
+            sightings.push("a", &format!("S{n}"), &mut statuses).unwrap();
+        }
+        assert_eq!(sightings.push("a", "S256", &mut statuses), Err(Overflow::Statuses));
+        assert_eq!(sightings.push("a", "RUNNING", &mut statuses), Ok(()));
+    }
+}

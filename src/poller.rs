@@ -1,0 +1,115 @@
+//! tick → collect → render → publish.
+//!
+//! Invariant: polls never overlap, a failed one publishes nothing, and a late one delays the next instead of piling
+//! up. It must not know how a request is sent or how an answer is served.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::api::{ApiError, Client, Kind};
+use crate::config::{Poll, StatusSeries};
+use crate::exposition;
+use crate::inventory::{self, Collection};
+use crate::model::{Inventory, Statuses};
+use crate::snapshot::{Published, Report, Snapshot};
+use crate::telemetry::Telemetry;
+
+/// Keeps one account's snapshot up to date.
+pub struct Poller {
+    client: Client,
+    settings: Poll,
+    series: StatusSeries,
+    statuses: Statuses,
+    previous: Option<Inventory>,
+    published: Arc<Published>,
+    telemetry: Arc<Telemetry>,
+}
+
+impl Poller {
+    /// A poller that has not polled yet.
+    pub fn new(
+        client: Client,
+        settings: Poll,
+        series: StatusSeries,
+        published: Arc<Published>,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
+        let statuses = Statuses::documented(client.settings().service);
+        Self { client, settings, series, statuses, previous: None, published, telemetry }
+    }
+
+    /// Polls at once and then at every interval, for as long as the process lives.
+    pub async fn run(mut self) {
+        let mut ticks = interval(self.settings.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.poll().await {
+                let retry = humantime::format_duration(self.settings.interval);
+                tracing::error!(
+                    action = error.request.map(|(action, _)| action.to_string()),
+                    part = error.request.map(|(_, part)| part.to_string()),
+                    code = error.code.as_deref(),
+                    requestId = error.request_id.as_deref(),
+                    error = %error,
+                    next = format!("next poll within {retry}; the last good answer is served until it is too old"),
+                    "poll failed"
+                );
+            }
+        }
+    }
+
+    /// Polls once and publishes what it brought.
+    ///
+    /// # Errors
+    /// When the inventory could not be had; then what was published before stays.
+    pub async fn poll(&mut self) -> Result<(), ApiError> {
+        let started = Instant::now();
+        self.published.beat(started);
+        let result = self.collect().await;
+        let ended = Instant::now();
+        let (took, at) = (ended - started, SystemTime::now());
+        self.published.beat(ended);
+        let result = result.map(|collection| self.publish(collection, ended, took));
+        let kind = result.as_ref().map(|_| ()).map_err(|error| error.kind);
+        self.telemetry.poll_ended(kind, took, at);
+        self.published.report(Report { at, outcome: result.as_ref().copied().map_err(ToString::to_string) });
+        result.map(|_| ())
+    }
+
+    async fn collect(&mut self) -> Result<Collection, ApiError> {
+        let session = self.client.session()?;
+        let collected = inventory::collect(&session, self.previous.as_ref(), &mut self.statuses);
+        timeout(self.settings.timeout, collected).await.unwrap_or_else(|_| {
+            let limit = humantime::format_duration(self.settings.timeout);
+            Err(ApiError::new(Kind::Deadline, format!("the poll did not finish within {limit}")))
+        })
+    }
+
+    /// Returns how many instances there are.
+    fn publish(&mut self, collection: Collection, ended: Instant, took: Duration) -> usize {
+        let Collection { inventory, corrections, pages } = collection;
+        let changes = self.previous.as_ref().map(|previous| previous.changes_to(&inventory)).unwrap_or_default();
+        for &(from, to) in &changes.transitions {
+            self.telemetry.transition(self.statuses.name(from), self.statuses.name(to));
+        }
+        self.telemetry.corrected(corrections);
+        let text = exposition::render(&inventory, &self.statuses, self.series).into();
+        self.published.publish(Snapshot { text, taken_at: ended });
+        let instances = inventory.len();
+        self.previous = Some(inventory);
+        tracing::info!(
+            instances,
+            changed = changes.transitions.len(),
+            appeared = changes.appeared,
+            gone = changes.gone,
+            corrections,
+            pages,
+            duration = format!("{:.3}s", took.as_secs_f64()),
+            "poll succeeded"
+        );
+        instances
+    }
+}

@@ -1,0 +1,246 @@
+//! The exporter's own metrics, in a registry of their own.
+//!
+//! Invariant: every name here is in the README, and a test holds the two together. It must not know how an
+//! instance is rendered, nor how metrics are served.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::api::{Action, Kind, Observer};
+
+const SUCCESS: &str = "success";
+/// The collector that reads the statuses, as a label value.
+const INSTANCE_STATUS: &str = "instance-status";
+const VALID: &str = "names and labels are valid, and each name is registered once";
+
+/// Every metric of the exporter's own.
+pub struct Telemetry {
+    registry: Registry,
+    up: IntGauge,
+    transitions: IntCounterVec,
+    last_poll: Gauge,
+    last_successful_poll: Gauge,
+    poll_duration: Histogram,
+    polls: IntCounterVec,
+    corrections: IntCounter,
+    collector_success: IntGauge,
+    api_requests: IntCounterVec,
+    api_request_duration: HistogramVec,
+    api_retries: IntCounterVec,
+    invalid_entries: IntCounter,
+    http_requests: IntCounterVec,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self::new(Registry::new())
+    }
+}
+
+impl Telemetry {
+    /// Metrics for a process that lives on to be scraped: the process's own memory, files and CPU time are there.
+    pub fn of_process() -> Self {
+        let registry = Registry::new();
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())).expect(VALID);
+        Self::new(registry)
+    }
+
+    /// Those whose labels are known begin at 0, so that their first increase is seen.
+    fn new(registry: Registry) -> Self {
+        let gauge = |name, help| register(&registry, Gauge::new(name, help));
+        let flag = |name, help| register(&registry, IntGauge::new(name, help));
+        let flags = |name, help, labels| register(&registry, IntGaugeVec::new(Opts::new(name, help), labels));
+        let counter = |name, help| register(&registry, IntCounter::new(name, help));
+        let counters = |name, help, labels| register(&registry, IntCounterVec::new(Opts::new(name, help), labels));
+        let buckets = |name, help, bounds| HistogramOpts::new(name, help).buckets(Vec::from(bounds));
+
+        flags(
+            "zenlayer_exporter_build_info",
+            "What the exporter was built from; always 1.",
+            &["version", "revision", "rustversion"],
+        )
+        .with_label_values(&[crate::VERSION, crate::REVISION, crate::RUST_VERSION])
+        .set(1);
+        let collectors = flags(
+            "zenlayer_exporter_collector_success",
+            "Whether the collector's last round succeeded.",
+            &["collector"],
+        );
+        let poll_duration = buckets(
+            "zenlayer_exporter_poll_duration_seconds",
+            "Duration of whole polls.",
+            [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0],
+        );
+        let api_request_duration = buckets(
+            "zenlayer_exporter_api_request_duration_seconds",
+            "Duration of API requests, bodies included.",
+            [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
+        );
+        let telemetry = Self {
+            up: flag("zenlayer_up", "Whether the last poll succeeded."),
+            transitions: counters(
+                "zenlayer_instance_status_transitions_total",
+                "Status changes seen between two polls.",
+                &["from", "to"],
+            ),
+            last_poll: gauge(
+                "zenlayer_exporter_last_poll_timestamp_seconds",
+                "Unix time of the last poll's end, whatever came of it; 0 before the first.",
+            ),
+            last_successful_poll: gauge(
+                "zenlayer_exporter_last_successful_poll_timestamp_seconds",
+                "Unix time of the last successful poll's end; 0 before the first.",
+            ),
+            poll_duration: register(&registry, Histogram::with_opts(poll_duration)),
+            polls: counters(
+                "zenlayer_exporter_polls_total",
+                "Polls by outcome: success, or the kind of error.",
+                &["outcome"],
+            ),
+            corrections: counter(
+                "zenlayer_exporter_poll_corrections_total",
+                "Instances that paging missed and a look-up by id or a second walk found.",
+            ),
+            collector_success: collectors.with_label_values(&[INSTANCE_STATUS]),
+            api_requests: counters(
+                "zenlayer_exporter_api_requests_total",
+                "API requests by action and HTTP status, or by what kept the status from coming.",
+                &["action", "code"],
+            ),
+            api_request_duration: register(&registry, HistogramVec::new(api_request_duration, &["action"])),
+            api_retries: counters(
+                "zenlayer_exporter_api_retries_total",
+                "API requests that were tried again, by reason.",
+                &["reason"],
+            ),
+            invalid_entries: counter(
+                "zenlayer_exporter_invalid_entries_total",
+                "Entries of the API's pages without a usable instance id.",
+            ),
+            http_requests: counters(
+                "zenlayer_exporter_http_requests_total",
+                "HTTP requests answered, by path and status.",
+                &["path", "code"],
+            ),
+            registry,
+        };
+        telemetry.polls.with_label_values(&[SUCCESS]);
+        for kind in Kind::ALL {
+            telemetry.polls.with_label_values(&[kind.label()]);
+            if kind.may_pass() {
+                telemetry.api_retries.with_label_values(&[kind.label()]);
+            }
+        }
+        telemetry
+    }
+
+    /// A poll ended at `now` after `took`, well or with that kind of error.
+    pub fn poll_ended(&self, outcome: Result<(), Kind>, took: Duration, now: SystemTime) {
+        let timestamp = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let success = i64::from(outcome.is_ok());
+        self.up.set(success);
+        self.collector_success.set(success);
+        self.last_poll.set(timestamp);
+        if outcome.is_ok() {
+            self.last_successful_poll.set(timestamp);
+        }
+        self.poll_duration.observe(took.as_secs_f64());
+        self.polls.with_label_values(&[outcome.map_or_else(Kind::label, |()| SUCCESS)]).inc();
+    }
+
+    /// An instance changed its status.
+    pub fn transition(&self, from: &str, to: &str) {
+        self.transitions.with_label_values(&[from, to]).inc();
+    }
+
+    /// Paging missed that many instances.
+    pub fn corrected(&self, instances: usize) {
+        self.corrections.inc_by(instances as u64);
+    }
+
+    /// A request to this process was answered. `path` is one of a fixed few.
+    pub fn http_request(&self, path: &str, code: &str) {
+        self.http_requests.with_label_values(&[path, code]).inc();
+    }
+
+    /// All of it in the text format, as it is now.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(8 << 10);
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory does not fail, and no registered family is empty");
+        text
+    }
+}
+
+fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+    let metric = metric.expect(VALID);
+    registry.register(Box::new(metric.clone())).expect(VALID);
+    metric
+}
+
+impl Observer for Telemetry {
+    fn request_ended(&self, action: Action, code: &str, took: Duration) {
+        let action = action.to_string();
+        self.api_requests.with_label_values(&[&*action, code]).inc();
+        self.api_request_duration.with_label_values(&[&*action]).observe(took.as_secs_f64());
+    }
+
+    fn request_retried(&self, reason: Kind) {
+        self.api_retries.with_label_values(&[reason.label()]).inc();
+    }
+
+    fn entries_skipped(&self, count: usize) {
+        self.invalid_entries.inc_by(count as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(telemetry: &Telemetry) -> String {
+        String::from_utf8(telemetry.render()).unwrap()
+    }
+
+    #[test]
+    fn a_failed_poll_keeps_the_time_of_the_last_good_one() {
+        let telemetry = Telemetry::default();
+        let second = |n| UNIX_EPOCH + Duration::from_secs(n);
+        telemetry.poll_ended(Ok(()), Duration::from_millis(200), second(100));
+        telemetry.poll_ended(Err(Kind::Timeout), Duration::from_secs(10), second(130));
+        let text = rendered(&telemetry);
+        for line in [
+            "zenlayer_up 0",
+            "zenlayer_exporter_collector_success{collector=\"instance-status\"} 0",
+            "zenlayer_exporter_last_poll_timestamp_seconds 130",
+            "zenlayer_exporter_last_successful_poll_timestamp_seconds 100",
+            "zenlayer_exporter_polls_total{outcome=\"success\"} 1",
+            "zenlayer_exporter_polls_total{outcome=\"timeout\"} 1",
+            "zenlayer_exporter_polls_total{outcome=\"tls\"} 0",
+            "zenlayer_exporter_poll_duration_seconds_count 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn statuses_are_escaped_in_transitions_too() {
+        let telemetry = Telemetry::default();
+        telemetry.transition("RUNNING", "a\"b\\c\nd");
+        assert!(rendered(&telemetry).contains(r#"{from="RUNNING",to="a\"b\\c\nd"} 1"#));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_process_is_there_only_where_it_lives_on() {
+        assert!(rendered(&Telemetry::of_process()).contains("\nprocess_resident_memory_bytes "));
+        assert!(!rendered(&Telemetry::default()).contains("process_resident_memory_bytes"));
+    }
+}

@@ -1,0 +1,261 @@
+//! What the tests share: an exporter on real sockets, a small HTTP client, and a parser of the text format that has
+//! nothing in common with the code that writes it.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Parser;
+use http_body_util::{BodyExt, Empty};
+use hyper::{HeaderMap, Method, Request};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use zenlayer_exporter::api::Backoff;
+use zenlayer_exporter::config::{Command, Config, Flags};
+use zenlayer_exporter::simulator::{KEY_ID, PASSWORD, Simulator};
+use zenlayer_exporter::{RunError, run_with};
+
+/// How long anything that should happen may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits an operator would not like to see in a test.
+pub const QUICK: Backoff =
+    Backoff { tries: 4, first: Duration::from_millis(5), longest: Duration::from_millis(20) };
+
+/// Settings for polling that simulator ten times a second.
+pub fn config(simulator: &Simulator, flags: &[&str]) -> Config {
+    let endpoint = format!("--zenlayer.endpoint={}", simulator.endpoint());
+    config_of(&[&[&*endpoint], flags].concat(), &[("ZENLAYER_ACCESS_KEY_ID", KEY_ID), ("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)])
+}
+
+/// Settings from flags and variables, with a quick poll.
+pub fn config_of(flags: &[&str], variables: &[(&str, &str)]) -> Config {
+    let flags = Flags::parse_from([&["zenlayer-exporter"], flags].concat());
+    let variable =
+        |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+    let Ok(Command::Serve(mut config)) = Command::check(&flags, &variable) else {
+        panic!("the settings are wrong: {:?}", Command::check(&flags, &variable));
+    };
+    config.poll.interval = Duration::from_millis(100);
+    config
+}
+
+/// A running exporter; it stops when dropped.
+pub struct Exporter {
+    pub address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), RunError>>,
+}
+
+impl Exporter {
+    pub async fn start(config: Config) -> Self {
+        Self::start_with(config, QUICK).await
+    }
+
+    pub async fn start_with(config: Config, backoff: Backoff) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async move {
+            let _ = stopped.await;
+        };
+        let task = tokio::spawn(run_with(config, backoff, vec![listener], shutdown));
+        Self { address, stop: Some(stop), task }
+    }
+
+    /// Starts an exporter and waits for its first successful poll.
+    pub async fn ready(config: Config) -> Self {
+        let exporter = Self::start(config).await;
+        exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+        exporter
+    }
+
+    pub async fn get(&self, path: &str) -> Reply {
+        request(self.address, Method::GET, path, &[]).await
+    }
+
+    pub async fn metrics(&self) -> Metrics {
+        let reply = self.get("/metrics").await;
+        assert_eq!(reply.status, 200);
+        Metrics::parse(reply.text())
+    }
+
+    /// Scrapes until the metrics are as they should be; fails with what they were instead.
+    pub async fn until(&self, is_so: impl Fn(&Metrics) -> bool) -> Metrics {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let metrics = self.metrics().await;
+            if is_so(&metrics) {
+                return metrics;
+            }
+            assert!(Instant::now() < deadline, "it never came to pass:\n{}", metrics.text);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until that many more polls have ended.
+    pub async fn polls(&self, more: usize) -> Metrics {
+        let count = |metrics: &Metrics| metrics.value("zenlayer_exporter_poll_duration_seconds_count", &[]).unwrap();
+        #[allow(clippy::cast_precision_loss, reason = "a test waits for a few polls")]
+        let enough = count(&self.metrics().await) + more as f64;
+        self.until(|metrics| count(metrics) >= enough).await
+    }
+
+    /// Asks it to stop, as a signal would, and waits for its end.
+    pub async fn stop(mut self) -> Result<(), RunError> {
+        self.begin_stop();
+        (&mut self.task).await.unwrap()
+    }
+
+    pub fn begin_stop(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+    }
+
+    pub async fn ended(&mut self) -> Result<(), RunError> {
+        (&mut self.task).await.unwrap()
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// An HTTP answer.
+pub struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Reply {
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+}
+
+pub async fn request(address: SocketAddr, method: Method, path: &str, headers: &[(&str, &str)]) -> Reply {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+    let (head, body) = response.into_parts();
+    Reply { status: head.status.as_u16(), headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
+}
+
+/// Every series of one scrape, by name and labels.
+#[derive(Debug)]
+pub struct Metrics {
+    pub text: String,
+    series: BTreeMap<Series, f64>,
+}
+
+type Series = (String, BTreeMap<String, String>);
+
+impl Metrics {
+    /// Reads the text format strictly: each series once, after its HELP and TYPE.
+    pub fn parse(text: &str) -> Self {
+        let mut series = BTreeMap::new();
+        let mut typed = BTreeSet::new();
+        for line in text.lines() {
+            if let Some(comment) = line.strip_prefix("# ") {
+                let mut words = comment.splitn(3, ' ');
+                let (keyword, name) = (words.next().unwrap(), words.next().unwrap());
+                assert!(["HELP", "TYPE"].contains(&keyword), "{line}");
+                assert!(keyword == "HELP" || typed.insert(name.to_owned()), "{name} has two types");
+                continue;
+            }
+            let (found, value) = parse_series(line);
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| found.0.strip_suffix(suffix));
+            assert!(
+                typed.contains(&found.0) || family.is_some_and(|family| typed.contains(family)),
+                "no type before {line}"
+            );
+            assert!(series.insert(found, value).is_none(), "twice: {line}");
+        }
+        Self { text: text.to_owned(), series }
+    }
+
+    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        self.series.get(&(name.to_owned(), labels)).copied()
+    }
+
+    /// Id and status of every instance, as `zenlayer_instance_status` at 1 tells them.
+    pub fn instances(&self) -> BTreeSet<(String, String)> {
+        let of_instance = |((name, labels), value): (&Series, &f64)| {
+            let is_current = name == "zenlayer_instance_status" && *value > 0.0;
+            is_current.then(|| (labels["instanceId"].clone(), labels["status"].clone()))
+        };
+        self.series.iter().filter_map(of_instance).collect()
+    }
+
+    /// How many series have that name.
+    pub fn count(&self, name: &str) -> usize {
+        self.series.keys().filter(|(known, _)| known == name).count()
+    }
+
+    /// The sum over all series of that name.
+    pub fn sum(&self, name: &str) -> f64 {
+        self.series.iter().filter(|((known, _), _)| known == name).map(|(_, value)| value).sum()
+    }
+}
+
+/// `name{label="value",…} number`.
+fn parse_series(line: &str) -> (Series, f64) {
+    let name_end = line.find(['{', ' ']).unwrap_or_else(|| panic!("no value: {line}"));
+    let (name, mut rest) = line.split_at(name_end);
+    let mut labels = BTreeMap::new();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside;
+        while !rest.starts_with('}') {
+            let (label, quoted) = rest.split_once("=\"").unwrap_or_else(|| panic!("no label: {line}"));
+            let (value, after) = parse_quoted(quoted);
+            assert!(labels.insert(label.to_owned(), value).is_none(), "a label twice: {line}");
+            rest = after.strip_prefix(',').unwrap_or(after);
+        }
+        rest = &rest[1..];
+    }
+    let number = rest.strip_prefix(' ').unwrap_or_else(|| panic!("no space before the value: {line}"));
+    ((name.to_owned(), labels), number.parse().unwrap_or_else(|_| panic!("no number: {line}")))
+}
+
+/// Reads up to the closing quote. Returns the value and what follows.
+fn parse_quoted(text: &str) -> (String, &str) {
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    while let Some((place, c)) = chars.next() {
+        match c {
+            '"' => return (value, &text[place + 1..]),
+            '\\' => value.push(match chars.next() {
+                Some((_, 'n')) => '\n',
+                Some((_, c @ ('\\' | '"'))) => c,
+                other => panic!("an unknown escape {other:?} in {text}"),
+            }),
+            c => value.push(c),
+        }
+    }
+    panic!("no closing quote: {text}")
+}
+
+/// Id and status of every instance a simulator has.
+pub fn held(simulator: &Simulator) -> BTreeSet<(String, String)> {
+    simulator.with_fleet(|fleet| {
+        fleet.machines.iter().map(|machine| (machine.id.clone(), machine.status.clone().unwrap_or_default())).collect()
+    })
+}
