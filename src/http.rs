@@ -8,7 +8,7 @@ pub mod probe;
 pub mod route;
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -118,7 +118,7 @@ async fn accept(listener: TcpListener, connections: Arc<Connections>) {
 impl Connections {
     fn open(&self, stream: TcpStream) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            refuse(&stream);
+            refuse(stream);
             return;
         };
         // Answers are written whole; waiting to fill a segment would only delay them.
@@ -143,11 +143,14 @@ impl Connections {
 }
 
 /// Tells one client too many so, without waiting for it.
-fn refuse(stream: &TcpStream) {
-    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n\
-        content-length: 63\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
-        too many connections: close some, or raise --web.max-connection";
+fn refuse(stream: TcpStream) {
+    const BODY: &str = "too many connections: close some, or raise --web.max-connections\n";
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{BODY}",
+        BODY.len()
+    );
     tracing::warn!("refused a connection: --web.max-connections are open");
-    // The answer fits the empty send buffer of a new connection.
-    let _ = stream.try_write(ANSWER);
+    // The answer fits the empty send buffer of a new connection; a client that is gone already misses nothing.
+    let _ = stream.into_std().and_then(|mut stream| stream.write_all(answer.as_bytes()));
 }

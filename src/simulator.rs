@@ -123,6 +123,10 @@ pub struct Tally {
     pub limited: usize,
     /// Requests that came to nothing otherwise.
     pub failed: usize,
+    /// Requests under way now.
+    pub in_flight: usize,
+    /// The most that were under way at once.
+    pub most_at_once: usize,
 }
 
 /// A running simulated API; it ends when dropped.
@@ -234,6 +238,7 @@ async fn answer(
     request: Request<hyper::body::Incoming>,
 ) -> Result<Response<Body>, std::convert::Infallible> {
     let knobs = lock(&state.knobs).clone();
+    let _under_way = UnderWay::begin(&state);
     tokio::time::sleep(knobs.latency).await;
     let (head, body) = request.into_parts();
     let request_id = format!("T{:016X}", fastrand::u64(..));
@@ -258,6 +263,24 @@ async fn answer(
         headers.insert(header::DATE, date.parse().expect("a date is a header value"));
     }
     Ok(response)
+}
+
+/// Counts a request for as long as it is under way, also when its client goes away.
+struct UnderWay<'a>(&'a State);
+
+impl<'a> UnderWay<'a> {
+    fn begin(state: &'a State) -> Self {
+        let mut tally = lock(&state.tally);
+        tally.in_flight += 1;
+        tally.most_at_once = tally.most_at_once.max(tally.in_flight);
+        Self(state)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.tally).in_flight -= 1;
+    }
 }
 
 fn success(knobs: &Knobs, request_id: &str, payload: &Value) -> Bytes {

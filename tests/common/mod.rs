@@ -22,20 +22,23 @@ use zenlayer_exporter::simulator::{KEY_ID, PASSWORD, Simulator};
 use zenlayer_exporter::{RunError, run_with};
 
 /// How long anything that should happen may take before a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits an operator would not like to see in a test.
-pub const QUICK: Backoff =
+pub(crate) const QUICK: Backoff =
     Backoff { tries: 4, first: Duration::from_millis(5), longest: Duration::from_millis(20) };
 
 /// Settings for polling that simulator ten times a second.
-pub fn config(simulator: &Simulator, flags: &[&str]) -> Config {
+pub(crate) fn config(simulator: &Simulator, flags: &[&str]) -> Config {
     let endpoint = format!("--zenlayer.endpoint={}", simulator.endpoint());
-    config_of(&[&[&*endpoint], flags].concat(), &[("ZENLAYER_ACCESS_KEY_ID", KEY_ID), ("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)])
+    config_of(
+        &[&[&*endpoint], flags].concat(),
+        &[("ZENLAYER_ACCESS_KEY_ID", KEY_ID), ("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)],
+    )
 }
 
 /// Settings from flags and variables, with a quick poll.
-pub fn config_of(flags: &[&str], variables: &[(&str, &str)]) -> Config {
+pub(crate) fn config_of(flags: &[&str], variables: &[(&str, &str)]) -> Config {
     let flags = Flags::parse_from([&["zenlayer-exporter"], flags].concat());
     let variable =
         |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
@@ -47,47 +50,49 @@ pub fn config_of(flags: &[&str], variables: &[(&str, &str)]) -> Config {
 }
 
 /// A running exporter; it stops when dropped.
-pub struct Exporter {
-    pub address: SocketAddr,
+pub(crate) struct Exporter {
+    pub(crate) address: SocketAddr,
+    telemetry_path: String,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), RunError>>,
 }
 
 impl Exporter {
-    pub async fn start(config: Config) -> Self {
+    pub(crate) async fn start(config: Config) -> Self {
         Self::start_with(config, QUICK).await
     }
 
-    pub async fn start_with(config: Config, backoff: Backoff) -> Self {
+    pub(crate) async fn start_with(config: Config, backoff: Backoff) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async move {
             let _ = stopped.await;
         };
+        let telemetry_path = config.web.telemetry_path.clone();
         let task = tokio::spawn(run_with(config, backoff, vec![listener], shutdown));
-        Self { address, stop: Some(stop), task }
+        Self { address, telemetry_path, stop: Some(stop), task }
     }
 
     /// Starts an exporter and waits for its first successful poll.
-    pub async fn ready(config: Config) -> Self {
+    pub(crate) async fn ready(config: Config) -> Self {
         let exporter = Self::start(config).await;
         exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
         exporter
     }
 
-    pub async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         request(self.address, Method::GET, path, &[]).await
     }
 
-    pub async fn metrics(&self) -> Metrics {
-        let reply = self.get("/metrics").await;
+    pub(crate) async fn metrics(&self) -> Metrics {
+        let reply = self.get(&self.telemetry_path).await;
         assert_eq!(reply.status, 200);
         Metrics::parse(reply.text())
     }
 
     /// Scrapes until the metrics are as they should be; fails with what they were instead.
-    pub async fn until(&self, is_so: impl Fn(&Metrics) -> bool) -> Metrics {
+    pub(crate) async fn until(&self, is_so: impl Fn(&Metrics) -> bool) -> Metrics {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let metrics = self.metrics().await;
@@ -100,7 +105,7 @@ impl Exporter {
     }
 
     /// Waits until that many more polls have ended.
-    pub async fn polls(&self, more: usize) -> Metrics {
+    pub(crate) async fn polls(&self, more: usize) -> Metrics {
         let count = |metrics: &Metrics| metrics.value("zenlayer_exporter_poll_duration_seconds_count", &[]).unwrap();
         #[allow(clippy::cast_precision_loss, reason = "a test waits for a few polls")]
         let enough = count(&self.metrics().await) + more as f64;
@@ -108,16 +113,16 @@ impl Exporter {
     }
 
     /// Asks it to stop, as a signal would, and waits for its end.
-    pub async fn stop(mut self) -> Result<(), RunError> {
+    pub(crate) async fn stop(mut self) -> Result<(), RunError> {
         self.begin_stop();
         (&mut self.task).await.unwrap()
     }
 
-    pub fn begin_stop(&mut self) {
+    pub(crate) fn begin_stop(&mut self) {
         let _ = self.stop.take().unwrap().send(());
     }
 
-    pub async fn ended(&mut self) -> Result<(), RunError> {
+    pub(crate) async fn ended(&mut self) -> Result<(), RunError> {
         (&mut self.task).await.unwrap()
     }
 }
@@ -129,23 +134,23 @@ impl Drop for Exporter {
 }
 
 /// An HTTP answer.
-pub struct Reply {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Reply {
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 }
 
-pub async fn request(address: SocketAddr, method: Method, path: &str, headers: &[(&str, &str)]) -> Reply {
+pub(crate) async fn request(address: SocketAddr, method: Method, path: &str, headers: &[(&str, &str)]) -> Reply {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
@@ -160,8 +165,8 @@ pub async fn request(address: SocketAddr, method: Method, path: &str, headers: &
 
 /// Every series of one scrape, by name and labels.
 #[derive(Debug)]
-pub struct Metrics {
-    pub text: String,
+pub(crate) struct Metrics {
+    pub(crate) text: String,
     series: BTreeMap<Series, f64>,
 }
 
@@ -169,7 +174,7 @@ type Series = (String, BTreeMap<String, String>);
 
 impl Metrics {
     /// Reads the text format strictly: each series once, after its HELP and TYPE.
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut series = BTreeMap::new();
         let mut typed = BTreeSet::new();
         for line in text.lines() {
@@ -191,13 +196,13 @@ impl Metrics {
         Self { text: text.to_owned(), series }
     }
 
-    pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         self.series.get(&(name.to_owned(), labels)).copied()
     }
 
     /// Id and status of every instance, as `zenlayer_instance_status` at 1 tells them.
-    pub fn instances(&self) -> BTreeSet<(String, String)> {
+    pub(crate) fn instances(&self) -> BTreeSet<(String, String)> {
         let of_instance = |((name, labels), value): (&Series, &f64)| {
             let is_current = name == "zenlayer_instance_status" && *value > 0.0;
             is_current.then(|| (labels["instanceId"].clone(), labels["status"].clone()))
@@ -206,12 +211,12 @@ impl Metrics {
     }
 
     /// How many series have that name.
-    pub fn count(&self, name: &str) -> usize {
+    pub(crate) fn count(&self, name: &str) -> usize {
         self.series.keys().filter(|(known, _)| known == name).count()
     }
 
     /// The sum over all series of that name.
-    pub fn sum(&self, name: &str) -> f64 {
+    pub(crate) fn sum(&self, name: &str) -> f64 {
         self.series.iter().filter(|((known, _), _)| known == name).map(|(_, value)| value).sum()
     }
 }
@@ -254,7 +259,7 @@ fn parse_quoted(text: &str) -> (String, &str) {
 }
 
 /// Id and status of every instance a simulator has.
-pub fn held(simulator: &Simulator) -> BTreeSet<(String, String)> {
+pub(crate) fn held(simulator: &Simulator) -> BTreeSet<(String, String)> {
     simulator.with_fleet(|fleet| {
         fleet.machines.iter().map(|machine| (machine.id.clone(), machine.status.clone().unwrap_or_default())).collect()
     })
