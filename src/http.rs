@@ -8,9 +8,8 @@ pub mod probe;
 pub mod route;
 
 use std::convert::Infallible;
-use std::io::{self, Write};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +32,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, as when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections beyond the limit that are told so at a time.
+const MAX_REFUSALS: usize = 16;
 const BACKLOG: i32 = 1024;
 
 /// Listens on an address; a host name may stand for several.
@@ -82,6 +83,7 @@ pub async fn serve(
     let connections = Arc::new(Connections {
         site,
         places: Arc::new(Semaphore::new(max_connections)),
+        refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
         graceful: GracefulShutdown::new(),
     });
     let mut accepting = JoinSet::new();
@@ -100,6 +102,7 @@ pub async fn serve(
 struct Connections {
     site: Arc<Site>,
     places: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
     graceful: GracefulShutdown,
 }
 
@@ -117,8 +120,10 @@ async fn accept(listener: TcpListener, connections: Arc<Connections>) {
 
 impl Connections {
     fn open(&self, stream: TcpStream) {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            refuse(stream);
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let full = place.is_err();
+        // One too many is told so, and those beyond any count are not.
+        let Ok(place) = place.or_else(|_| Arc::clone(&self.refusals).try_acquire_owned()) else {
             return;
         };
         // Answers are written whole; waiting to fill a segment would only delay them.
@@ -126,7 +131,7 @@ impl Connections {
         let site = Arc::clone(&self.site);
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let site = Arc::clone(&site);
-            async move { Ok::<_, Infallible>(site.answer(&request).await) }
+            async move { Ok::<_, Infallible>(if full { site.refuse() } else { site.answer(&request).await }) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -134,23 +139,10 @@ impl Connections {
             .serve_connection(TokioIo::new(stream), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = pin!(connection).await {
+            if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection ended early");
             }
             drop(place);
         });
     }
-}
-
-/// Tells one client too many so, without waiting for it.
-fn refuse(stream: TcpStream) {
-    const BODY: &str = "too many connections: close some, or raise --web.max-connections\n";
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\
-         connection: close\r\n\r\n{BODY}",
-        BODY.len()
-    );
-    tracing::warn!("refused a connection: --web.max-connections are open");
-    // The answer fits the empty send buffer of a new connection; a client that is gone already misses nothing.
-    let _ = stream.into_std().and_then(|mut stream| stream.write_all(answer.as_bytes()));
 }

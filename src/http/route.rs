@@ -20,6 +20,8 @@ use crate::telemetry::Telemetry;
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The text format of Prometheus.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// The label value that unknown paths share: a scanner must not make series.
+const OTHER: &str = "other";
 const HTML: &str = "text/html; charset=utf-8";
 
 /// What can be asked for.
@@ -79,9 +81,17 @@ impl Site {
             Route::MethodNotAllowed => method_not_allowed(),
             Route::NotFound => not_found(&self.telemetry_path),
         };
-        // Unknown paths share one value: a scanner must not make series.
-        let label = if route == Route::NotFound { "other" } else { path };
+        let label = if route == Route::NotFound { OTHER } else { path };
         self.telemetry.http_request(label, response.status().as_str());
+        response
+    }
+
+    /// Answers a request on a connection that is one too many, whatever it asks for.
+    pub fn refuse(&self) -> Response<Frames> {
+        let text = "too many connections: close some, or raise --web.max-connections\n";
+        let mut response = answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into());
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        self.telemetry.http_request(OTHER, response.status().as_str());
         response
     }
 
