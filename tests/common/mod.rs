@@ -215,6 +215,12 @@ impl Metrics {
         self.series.keys().filter(|(known, _)| known == name).count()
     }
 
+    /// The label names of a metric, less those that a histogram adds to its buckets.
+    pub(crate) fn labels(&self, name: &str) -> BTreeSet<String> {
+        let of_metric = |(known, _): &&Series| known.trim_end_matches("_count") == name;
+        self.series.keys().filter(of_metric).flat_map(|(_, labels)| labels.keys().cloned()).collect()
+    }
+
     /// The sum over all series of that name.
     pub(crate) fn sum(&self, name: &str) -> f64 {
         self.series.iter().filter(|((known, _), _)| known == name).map(|(_, value)| value).sum()

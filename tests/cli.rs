@@ -1,0 +1,319 @@
+//! The binary as an operator runs it: what it prints, and the code it exits with.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use common::{Metrics, held};
+use hyper::Method;
+use zenlayer_exporter::model::Service;
+use zenlayer_exporter::simulator::{KEY_ID, Knobs, PASSWORD, Simulator, TOKEN};
+
+/// The binary, with nothing of this machine's environment that could change what it does.
+fn exporter(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zenlayer-exporter"));
+    command.args(args).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    exporter(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A running binary that is killed when dropped.
+struct Running {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    log: String,
+    address: SocketAddr,
+}
+
+impl Running {
+    /// Starts it and reads its log up to the line that says where it listens.
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut log = String::new();
+        let address = loop {
+            let start = log.len();
+            assert!(stderr.read_line(&mut log).unwrap() > 0, "it ended early:\n{log}");
+            let line = &log[start..];
+            if let Some((_, rest)) = line.split_once("message=listening address=") {
+                break rest.split(' ').next().unwrap().parse().unwrap();
+            }
+        };
+        Self { child, stderr, log, address }
+    }
+
+    /// Sends a signal and waits. Returns the exit code and the whole log.
+    fn signal(mut self, name: &str) -> (Option<i32>, String) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let code = self.child.wait().unwrap().code();
+        self.stderr.read_to_string(&mut self.log).unwrap();
+        (code, std::mem::take(&mut self.log))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself, as it should.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn on_simulator(simulator: &Simulator, args: &[&str]) -> Command {
+    let endpoint = format!("--zenlayer.endpoint={}", simulator.endpoint());
+    let mut command = exporter(&[&[&*endpoint], args].concat());
+    command.env("ZENLAYER_ACCESS_KEY_ID", KEY_ID).env("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD);
+    command
+}
+
+async fn simulator(instances: usize) -> Simulator {
+    Simulator::start(Knobs::still(Service::Vm, instances)).await.unwrap()
+}
+
+#[test]
+fn every_mistake_is_named_at_once() {
+    let output = run(&[
+        "--zenlayer.endpoint=http://api.example.com",
+        "--zenlayer.service=bare-metal",
+        "--zenlayer.page-size=1001",
+        "--zenlayer.token-file=/nonexistent/token",
+        "--zenlayer.ca-file=/nonexistent/ca.pem",
+        "--poll.interval=often",
+        "--poll.timeout=0s",
+        "--web.listen-address=10980",
+        "--web.telemetry-path=metrics",
+        "--metrics.status-series=some",
+        "--log.level=loud",
+    ]);
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(text(&output.stdout), "");
+    let expected = "\
+zenlayer-exporter: these settings are wrong:
+--zenlayer.endpoint: http://api.example.com is not encrypted, so anyone on the way can read and change what it says: use https, or allow it with --zenlayer.allow-plain-http
+--zenlayer.token-file: /nonexistent/token cannot be read: No such file or directory (os error 2)
+--zenlayer.service: \"bare-metal\" is none of vm, zec
+--zenlayer.ca-file: /nonexistent/ca.pem cannot be read: I/O error: No such file or directory (os error 2)
+--zenlayer.page-size: \"1001\" is not a whole number from 1 to 1000
+--poll.interval: \"often\" is no duration: give one like 30s or 5m
+--poll.timeout: is zero: give a duration like 30s or 5m
+--web.listen-address: \"10980\" is no address: give one like :10980, 127.0.0.1:10980 or [::1]:10980
+--web.telemetry-path: \"metrics\" is no path: give one like /metrics
+--metrics.status-series: \"some\" is none of current, all
+--log.level: \"loud\" is none of error, warn, info, debug, trace
+";
+    assert_eq!(text(&output.stderr), expected);
+}
+
+#[test]
+fn a_missing_key_says_what_to_set() {
+    let output = run(&[]);
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(
+        text(&output.stderr),
+        "zenlayer-exporter: these settings are wrong:\n\
+         credentials: none are given: set ZENLAYER_ACCESS_KEY_ID and ZENLAYER_ACCESS_KEY_SECRET, or ZENLAYER_TOKEN, or \
+         use --zenlayer.access-key-id with --zenlayer.access-key-password-file, or --zenlayer.token-file; to try the \
+         exporter without an account, use --demo\n"
+    );
+}
+
+#[test]
+fn half_a_key_and_two_kinds_of_credentials_are_told_apart() {
+    let said = |variables: &[(&str, &str)]| {
+        let output = exporter(&[]).envs(variables.iter().copied()).output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        text(&output.stderr).lines().nth(1).unwrap().to_owned()
+    };
+    assert_eq!(
+        said(&[("ZENLAYER_ACCESS_KEY_ID", "id")]),
+        "--zenlayer.access-key-password-file: an access key id is given without its password: set this or \
+         ZENLAYER_ACCESS_KEY_SECRET"
+    );
+    assert_eq!(
+        said(&[("ZENLAYERCLOUD_ACCESS_KEY_PASSWORD", "password")]),
+        "--zenlayer.access-key-id: a password is given without its id: set this or ZENLAYER_ACCESS_KEY_ID"
+    );
+    assert_eq!(
+        said(&[("ZENLAYER_ACCESS_KEY_ID", "id"), ("ZENLAYER_TOKEN", "token")]),
+        "credentials: both an access key and a token are given: leave one out"
+    );
+}
+
+#[test]
+fn an_unknown_flag_is_a_bad_setting_and_help_is_none() {
+    let output = run(&["--zenlayer.acces-key-id=x"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(text(&output.stderr).contains("unexpected argument '--zenlayer.acces-key-id'"));
+    assert_eq!(run(&["--help"]).status.code(), Some(0));
+    let version = run(&["--version"]);
+    assert_eq!(text(&version.stdout), format!("zenlayer-exporter {}\n", zenlayer_exporter::VERSION));
+}
+
+#[test]
+fn a_port_in_use_says_so() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let output = run(&["--demo", &format!("--web.listen-address={address}")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        text(&output.stderr),
+        format!(
+            "zenlayer-exporter: cannot listen on {address}: Address already in use (os error 98): free it, or choose \
+             another with --web.listen-address\n"
+        )
+    );
+}
+
+#[test]
+fn a_flag_beats_its_variable() {
+    let by_variable = exporter(&[]).env("ZENLAYER_EXPORTER_DEMO", "7").arg("--once").output().unwrap();
+    assert_eq!(Metrics::parse(text(&by_variable.stdout)).instances().len(), 7);
+    let by_flag = exporter(&["--demo=3", "--once"]).env("ZENLAYER_EXPORTER_DEMO", "7").output().unwrap();
+    assert_eq!(Metrics::parse(text(&by_flag.stdout)).instances().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_prints_the_metrics_and_nothing_of_the_process() {
+    let simulator = simulator(1234).await;
+    let output = on_simulator(&simulator, &["--once"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let metrics = Metrics::parse(text(&output.stdout));
+    assert_eq!(metrics.instances(), held(&simulator));
+    assert_eq!(metrics.value("zenlayer_up", &[]), Some(1.0));
+    assert!(!metrics.text.contains("process_"), "node_exporter has its own of those");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_fails_aloud() {
+    let simulator = simulator(5).await;
+    let output = on_simulator(&simulator, &["--once"]).env("ZENLAYER_ACCESS_KEY_SECRET", "wrong").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let metrics = Metrics::parse(text(&output.stdout));
+    assert_eq!(metrics.value("zenlayer_up", &[]), Some(0.0));
+    assert_eq!(metrics.count("zenlayer_instances"), 0);
+    let last = text(&output.stderr).lines().last().unwrap();
+    assert!(last.starts_with("zenlayer-exporter: DescribeInstancesStatus, page 1: HTTP 401, code INVALID_SIGNATURE"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_check_makes_one_request() {
+    let simulator = simulator(4321).await;
+    let right = on_simulator(&simulator, &["--config.check"]).output().unwrap();
+    assert_eq!(right.status.code(), Some(0));
+    assert_eq!(text(&right.stdout), "the settings are right, and the API counts 4321 instances\n");
+    assert_eq!(simulator.tally().answered, 1);
+    let wrong =
+        on_simulator(&simulator, &["--config.check"]).env("ZENLAYER_ACCESS_KEY_SECRET", "wrong").output().unwrap();
+    assert_eq!(wrong.status.code(), Some(1));
+    assert!(text(&wrong.stderr).contains("HTTP 401, code INVALID_SIGNATURE"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_end_it_well() {
+    for signal in ["TERM", "INT"] {
+        let running = Running::start(&mut exporter(&["--demo", "--web.listen-address=127.0.0.1:0"]));
+        let health = common::request(running.address, Method::GET, "/healthz", &[]).await;
+        assert_eq!(health.status, 200);
+        let (code, log) = running.signal(signal);
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains(&format!("signal=SIG{signal}")), "{log}");
+        assert!(log.contains("simulation: these instances do not exist"), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_healthcheck_asks_the_exporter_that_runs() {
+    let running = Running::start(&mut exporter(&["--demo", "--web.listen-address=127.0.0.1:0"]));
+    let listen = format!("--web.listen-address={}", running.address);
+    let healthy = run(&["--healthcheck", &listen]);
+    assert_eq!((healthy.status.code(), text(&healthy.stderr)), (Some(0), ""));
+    let address = running.address;
+    drop(running);
+    let gone = run(&["--healthcheck", &listen]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert_eq!(
+        text(&gone.stderr),
+        format!(
+            "zenlayer-exporter: {address}: cannot connect: Connection refused (os error 111): is the exporter running, \
+             with the same --web.listen-address?\n"
+        )
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_interface_means_ipv4_and_ipv6() {
+    let running = Running::start(&mut exporter(&["--demo", "--web.listen-address=:0"]));
+    let port = running.address.port();
+    for host in ["127.0.0.1", "[::1]"] {
+        let address = format!("{host}:{port}").parse().unwrap();
+        assert_eq!(common::request(address, Method::GET, "/healthz", &[]).await.status, 200, "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_nowhere_to_be_read() {
+    let simulator = simulator(5).await;
+    let listen = "--web.listen-address=127.0.0.1:0";
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let file_flag = format!("--zenlayer.token-file={}", file.display());
+    let mut by_key = on_simulator(&simulator, &[listen, "--log.level=trace"]);
+    let mut by_token = on_simulator(&simulator, &[listen, "--log.level=trace", "--log.format=logfmt", &file_flag]);
+    for (command, secret) in [(&mut by_key, PASSWORD), (&mut by_token, TOKEN)] {
+        let running = Running::start(command);
+        let mut seen = std::fs::read_to_string(format!("/proc/{}/cmdline", running.child.id())).unwrap();
+        loop {
+            let metrics = common::request(running.address, Method::GET, "/metrics", &[]).await;
+            if Metrics::parse(metrics.text()).value("zenlayer_up", &[]) == Some(1.0) {
+                break;
+            }
+        }
+        for path in ["/metrics", "/", "/readyz"] {
+            seen.push_str(common::request(running.address, Method::GET, path, &[]).await.text());
+        }
+        let (code, log) = running.signal("TERM");
+        assert_eq!(code, Some(0));
+        assert!(log.contains("level=trace") && log.contains("poll succeeded"), "{log}");
+        seen.push_str(&log);
+        seen.push_str(text(&on_simulator(&simulator, &["--help"]).output().unwrap().stdout));
+        assert!(!seen.contains(secret), "{seen}");
+        assert!(!seen.contains("Signature="), "the authorization header was written:\n{seen}");
+    }
+}
+
+#[test]
+fn logs_are_json_where_asked() {
+    let output = run(&["--demo", "--once", "--log.format=json"]);
+    let lines: Vec<serde_json::Value> =
+        text(&output.stderr).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let poll = lines.iter().find(|line| line["message"] == "poll succeeded").unwrap();
+    assert_eq!(poll["instances"], 500);
+    assert_eq!(poll["pages"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_the_environment_is_used() {
+    // The simulator stands in for the proxy: it answers whatever host it is asked for.
+    let simulator = simulator(42).await;
+    let output = exporter(&["--once", "--zenlayer.endpoint=http://api.example.invalid", "--zenlayer.allow-plain-http"])
+        .env("ZENLAYER_ACCESS_KEY_ID", KEY_ID)
+        .env("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)
+        .env("HTTP_PROXY", simulator.endpoint().as_str())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(Metrics::parse(text(&output.stdout)).instances(), held(&simulator));
+}
