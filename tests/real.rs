@@ -1,0 +1,331 @@
+//! The exporter and the simulator against tools that this project did not write: the vendor's SDK, a Prometheus
+//! server and promtool. `tests/run.sh` installs and runs them; a plain `cargo test` lists these tests as ignored.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{Seek, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Output};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::Method;
+use reqwest::Url;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use zenlayer_exporter::model::Service;
+use zenlayer_exporter::simulator::{Fault, KEY_ID, Knobs, PASSWORD, Simulator, TOKEN};
+
+use crate::common::{Exporter, config, held, request};
+
+/// A server reads its targets every few seconds, so its first scrape takes longer than anything else here.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Each escaped in another way by the text format, JSON and PromQL.
+const HOSTILE: [&str; 6] =
+    ["quote\"d", "back\\slash", "new\nline", "no new line: \\n", "}, {a=\"b\"} 1", "Größe 云 🦀"];
+
+/// Id and status of every instance.
+type Held = BTreeSet<(String, String)>;
+
+/// Where thousands are compared, only these are worth reading.
+#[derive(Debug, Default, PartialEq)]
+struct Differences {
+    missing: Held,
+    stale_or_wrong: Held,
+}
+
+#[tokio::test]
+#[ignore = "needs the vendor's Python SDK: tests/run.sh"]
+async fn the_sdk_lists_every_instance_with_a_key_pair() {
+    lists_every_instance(&[("ZENLAYER_ACCESS_KEY_ID", KEY_ID), ("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the vendor's Python SDK: tests/run.sh"]
+async fn the_sdk_lists_every_instance_with_a_token() {
+    lists_every_instance(&[("ZENLAYER_TOKEN", TOKEN)]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the vendor's Python SDK: tests/run.sh"]
+async fn the_sdk_is_refused_with_wrong_credentials() {
+    let cases = [
+        (vec![("ZENLAYER_ACCESS_KEY_ID", KEY_ID), ("ZENLAYER_ACCESS_KEY_SECRET", "wrong")], "INVALID_SIGNATURE"),
+        (vec![("ZENLAYER_ACCESS_KEY_ID", "WRONG"), ("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)], "INVALID_SIGNATURE"),
+        (vec![("ZENLAYER_TOKEN", "wrong")], "INVALID_TOKEN"),
+    ];
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 3)).await.unwrap();
+    for (credentials, code) in cases {
+        let error = list_with_sdk(&simulator, Service::Vm, "2026-04-01", &credentials).await.unwrap_err();
+        assert_eq!(error["code"], code, "{error}");
+        assert!(error["requestId"].as_str().unwrap().starts_with('T'), "{error}");
+    }
+    assert_eq!(simulator.tally().answered, 0);
+}
+
+#[tokio::test]
+#[ignore = "needs prometheus and promtool: tests/run.sh"]
+async fn prometheus_shows_each_instance_in_the_status_it_is_in_and_no_other() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 300)).await.unwrap();
+    give_hostile_names(&simulator);
+    let exporter = Exporter::ready(config(&simulator, &[])).await;
+    let prometheus = Prometheus::scraping(exporter.address).await;
+    prometheus.until_it_shows(&held(&simulator)).await;
+    assert_eq!(prometheus.values("up").await, ["1"]);
+    assert_eq!(prometheus.values("zenlayer_up").await, ["1"]);
+    assert_eq!(prometheus.values("sum(zenlayer_instances)").await, ["300"]);
+
+    let (id, old) = change_last(&simulator, "IMAGING");
+    let changed_at = unix_time();
+    prometheus.until_it_shows(&held(&simulator)).await;
+    let found_new = prometheus.scrapes(&status_series(&id, "IMAGING")).await;
+    let found_old = prometheus.scrapes(&status_series(&id, &old)).await;
+    assert!(found_old.last() < found_new.first(), "both at once: {found_old:?} {found_new:?}");
+    let scrapes = prometheus.scrapes("up").await;
+    let too_early = scrapes.iter().filter(|&&at| changed_at < at && at < found_new[0]).count();
+    assert!(too_early < 2, "changed at {changed_at}, found at {}, scrapes at {scrapes:?}", found_new[0]);
+
+    let removed = simulator.with_fleet(|fleet| fleet.machines.pop()).unwrap().id;
+    assert_eq!(removed, id);
+    prometheus.until_it_shows(&held(&simulator)).await;
+    assert_eq!(prometheus.query(&format!("{{instanceId=\"{id}\"}}")).await, Vec::<Value>::new());
+    assert_eq!(prometheus.values("sum(zenlayer_instances)").await, ["299"]);
+}
+
+#[tokio::test]
+#[ignore = "needs prometheus and promtool: tests/run.sh"]
+async fn promtool_objects_to_the_api_s_own_label_names_alone() {
+    for (service, series) in [(Service::Vm, "current"), (Service::Vm, "all"), (Service::Zec, "all")] {
+        let simulator = Simulator::start(Knobs::still(service, 100)).await.unwrap();
+        give_hostile_names(&simulator);
+        let series = format!("--metrics.status-series={series}");
+        let service = format!("--zenlayer.service={}", service.name());
+        let exporter = Exporter::ready(config(&simulator, &[&series, &service])).await;
+        live_through_everything(&simulator, &exporter).await;
+        let metrics = exporter.metrics().await;
+        assert_eq!(differences(&metrics.instances(), &held(&simulator)), Differences::default());
+        let checked = check_metrics(metrics.text).await;
+        // It says so once for each series.
+        let said: BTreeSet<_> = std::str::from_utf8(&checked.stderr).unwrap().lines().collect();
+        let allowed = "zenlayer_instance_status label names should be written in 'snake_case' not 'camelCase'";
+        assert_eq!(said, BTreeSet::from([allowed]));
+        assert_eq!(String::from_utf8_lossy(&checked.stdout), "");
+        assert_eq!(checked.status.code(), Some(3), "promtool's code for lint");
+    }
+}
+
+async fn lists_every_instance(credentials: &[(&str, &str)]) {
+    let versions = [
+        (Service::Vm, "2023-03-13"),
+        (Service::Vm, Service::Vm.newest_version()),
+        (Service::Zec, "2024-04-01"),
+        (Service::Zec, Service::Zec.newest_version()),
+    ];
+    for (service, version) in versions {
+        let simulator = Simulator::start(Knobs::still(service, 2345)).await.unwrap();
+        give_hostile_names(&simulator);
+        let listed = list_with_sdk(&simulator, service, version, credentials).await.unwrap();
+        assert_eq!(differences(&listed, &held(&simulator)), Differences::default(), "{service:?} {version}");
+        assert_eq!(simulator.tally().answered, 3, "pages of {service:?} {version}");
+    }
+}
+
+/// Every instance that the vendor's SDK sees, or what it throws.
+async fn list_with_sdk(
+    simulator: &Simulator,
+    service: Service,
+    version: &str,
+    credentials: &[(&str, &str)],
+) -> Result<Held, Value> {
+    let python = std::env::var("ZENLAYER_EXPORTER_TEST_PYTHON")
+        .expect("ZENLAYER_EXPORTER_TEST_PYTHON names no Python with the vendor's SDK: run tests/run.sh, which sets it");
+    let mut command = Command::new(python);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/list_instances.py");
+    command.args([script, simulator.endpoint().as_str(), service.name(), version, "1000"]);
+    // Neither a proxy nor a key of this machine's owner has a place here.
+    command.env_clear().envs(credentials.iter().copied());
+    let output = finish(command).await;
+    let lines: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    match output.status.code() {
+        Some(0) => Ok(each_once(lines.iter().map(|line| (text(&line["id"]), text(&line["status"]))))),
+        Some(1) if lines.len() == 1 => Err(lines[0].clone()),
+        _ => panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
+    }
+}
+
+/// A Prometheus server that scrapes one target every second; it is killed when dropped.
+struct Prometheus {
+    server: Child,
+    address: SocketAddr,
+    home: TempDir,
+}
+
+impl Prometheus {
+    async fn scraping(target: SocketAddr) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let settings = format!(
+            "global: {{scrape_interval: 1s}}\n\
+             scrape_configs: [{{job_name: zenlayer, static_configs: [{{targets: ['{target}']}}]}}]\n"
+        );
+        fs::write(home.path().join("prometheus.yml"), settings).unwrap();
+        let address = free_address();
+        let log = File::create(home.path().join("log")).unwrap();
+        let server = Command::new("prometheus")
+            .current_dir(home.path())
+            .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data"])
+            .arg(format!("--web.listen-address={address}"))
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("prometheus does not start: {error}: run tests/run.sh, which installs it"));
+        let mut prometheus = Self { server, address, home };
+        prometheus.until_ready().await;
+        prometheus
+    }
+
+    async fn until_ready(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.is_ready().await {
+            assert_eq!(self.server.try_wait().unwrap(), None, "prometheus ended");
+            assert!(Instant::now() < deadline, "prometheus is not ready");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn is_ready(&self) -> bool {
+        TcpStream::connect(self.address).await.is_ok()
+            && request(self.address, Method::GET, "/-/ready", &[]).await.status == 200
+    }
+
+    /// Waits until an instant query returns exactly these instances.
+    async fn until_it_shows(&self, expected: &Held) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.query("zenlayer_instance_status == 1").await;
+            let label = |series: &Value, name: &str| text(&series["metric"][name]);
+            let shown = each_once(found.iter().map(|series| (label(series, "instanceId"), label(series, "status"))));
+            let differences = differences(&shown, expected);
+            if differences == Differences::default() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{differences:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The value of every series that an instant query returns.
+    async fn values(&self, promql: &str) -> Vec<String> {
+        self.query(promql).await.iter().map(|series| text(&series["value"][1])).collect()
+    }
+
+    /// When, in Unix time, each scrape began that found this one series.
+    async fn scrapes(&self, series: &str) -> Vec<f64> {
+        let found = self.query(&format!("{series}[5m]")).await;
+        let [found] = &found[..] else { panic!("not one series {series}: {found:?}") };
+        found["values"].as_array().unwrap().iter().map(|sample| sample[0].as_f64().unwrap()).collect()
+    }
+
+    async fn query(&self, promql: &str) -> Vec<Value> {
+        let url = Url::parse_with_params("http://localhost/api/v1/query", [("query", promql)]).unwrap();
+        let path = format!("{}?{}", url.path(), url.query().unwrap());
+        let reply = request(self.address, Method::GET, &path, &[]).await;
+        let answer: Value = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(answer["status"], "success", "{promql}: {answer}");
+        answer["data"]["result"].as_array().unwrap().clone()
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        if std::thread::panicking() {
+            eprintln!("prometheus said:\n{}", fs::read_to_string(self.home.path().join("log")).unwrap_or_default());
+        }
+    }
+}
+
+/// Renames the first instances and gives the first a status to match.
+fn give_hostile_names(simulator: &Simulator) {
+    simulator.with_fleet(|fleet| {
+        for (machine, name) in fleet.machines.iter_mut().zip(HOSTILE) {
+            name.clone_into(&mut machine.id);
+        }
+        fleet.machines[0].status = Some(HOSTILE.concat());
+    });
+}
+
+/// Moves the last instance to another status. Returns its id and the status it was in.
+fn change_last(simulator: &Simulator, status: &str) -> (String, String) {
+    simulator.with_fleet(|fleet| {
+        let machine = fleet.machines.last_mut().unwrap();
+        (machine.id.clone(), machine.status.replace(status.to_owned()).unwrap())
+    })
+}
+
+fn status_series(id: &str, status: &str) -> String {
+    format!("zenlayer_instance_status{{instanceId=\"{id}\",status=\"{status}\"}}")
+}
+
+/// So that a scrape has every series there is: failures, retries, transitions, unknown paths.
+async fn live_through_everything(simulator: &Simulator, exporter: &Exporter) {
+    simulator.set(|knobs| knobs.fault = Some(Fault::answer(500, "broken")));
+    exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(0.0)).await;
+    simulator.set(|knobs| knobs.fault = None);
+    change_last(simulator, "IMAGING");
+    exporter.get("/unknown").await;
+    exporter.until(|metrics| metrics.sum("zenlayer_instance_status_transitions_total") > 0.0).await;
+}
+
+async fn check_metrics(text: String) -> Output {
+    let mut input = tempfile::tempfile().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    input.rewind().unwrap();
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(input);
+    finish(command).await
+}
+
+/// Runs a program to its end while the simulator goes on.
+async fn finish(mut command: Command) -> Output {
+    let run = move || {
+        let program = command.get_program().to_owned();
+        command.output().unwrap_or_else(|error| {
+            panic!("{} does not start: {error}: run tests/run.sh, which installs it", program.display())
+        })
+    };
+    tokio::task::spawn_blocking(run).await.unwrap()
+}
+
+/// An address that was free a moment ago.
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn differences(found: &Held, expected: &Held) -> Differences {
+    Differences { missing: expected - found, stale_or_wrong: found - expected }
+}
+
+fn each_once(listed: impl Iterator<Item = (String, String)>) -> Held {
+    let mut held = Held::new();
+    for entry in listed {
+        assert!(held.insert(entry.clone()), "twice: {entry:?}");
+    }
+    held
+}
+
+/// A label that is empty is left out of the answers.
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
