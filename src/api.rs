@@ -58,11 +58,18 @@ pub struct Backoff {
     pub first: Duration,
     /// The upper bound of any wait.
     pub longest: Duration,
+    /// How long all requests pause after a first rate limit that names no time of its own.
+    pub pause: Duration,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { tries: 4, first: Duration::from_millis(500), longest: Duration::from_secs(8) }
+        Self {
+            tries: 4,
+            first: Duration::from_millis(500),
+            longest: Duration::from_secs(8),
+            pause: Duration::from_secs(1),
+        }
     }
 }
 
@@ -115,7 +122,7 @@ impl Client {
             url,
             credentials,
             backoff,
-            pacer: Pacer::new(settings.concurrency),
+            pacer: Pacer::new(settings.concurrency, backoff.pause),
             settings,
             observer,
         })

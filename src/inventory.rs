@@ -13,8 +13,38 @@ use crate::model::{Inventory, MAX_INSTANCES, Overflow, Sightings, Statuses};
 /// More look-ups than this cost more than walking all pages once more.
 const MAX_LOOKUPS: usize = 20;
 
+/// Where pages come from: the API, or what a test puts in its place.
+pub trait Source: Sync {
+    /// The page of that number, from 1.
+    fn page(&self, number: u64) -> impl Future<Output = Result<Page, ApiError>> + Send;
+    /// Those of `ids` that exist; or [`Kind::NotFound`] when one does not.
+    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<Page, ApiError>> + Send;
+    /// Entries asked for in one page.
+    fn page_size(&self) -> usize;
+    /// Requests to have under way at a time.
+    fn concurrency(&self) -> usize;
+}
+
+impl Source for Session<'_> {
+    fn page(&self, number: u64) -> impl Future<Output = Result<Page, ApiError>> + Send {
+        self.status_page(number)
+    }
+
+    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<Page, ApiError>> + Send {
+        self.statuses_of(ids)
+    }
+
+    fn page_size(&self) -> usize {
+        self.settings().page_size
+    }
+
+    fn concurrency(&self) -> usize {
+        self.settings().concurrency
+    }
+}
+
 /// What one poll brought.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Collection {
     /// Every instance once.
     pub inventory: Inventory,
@@ -24,73 +54,92 @@ pub struct Collection {
     pub corrections: usize,
 }
 
-/// Reads the whole account, or the instances the settings name.
+/// Looks up `ids` and nothing else; those that do not exist are left out.
+///
+/// # Errors
+/// When a part of the answer could not be had.
+pub async fn collect_named(
+    source: &impl Source,
+    ids: &[&str],
+    statuses: &mut Statuses,
+) -> Result<Collection, ApiError> {
+    let found = look_up(source, ids, statuses).await?;
+    Ok(Collection { inventory: found.inventory, pages: found.pages, corrections: 0 })
+}
+
+/// Reads the whole account. `previous` is what the last successful poll found.
 ///
 /// # Errors
 /// When a part of it could not be had: an incomplete inventory is never returned.
-pub async fn collect(
-    session: &Session<'_>,
+pub async fn collect_all(
+    source: &impl Source,
     previous: Option<&Inventory>,
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
-    let named = &session.settings().instance_ids;
-    if !named.is_empty() {
-        let ids: Vec<_> = named.iter().map(String::as_str).collect();
-        let found = look_up(session, &ids, statuses).await?;
-        return Ok(Collection { inventory: found.inventory, pages: found.pages, corrections: 0 });
-    }
-    let walk = walk(session, statuses).await?;
-    match previous {
-        Some(previous) => confirm_missing(session, walk, previous, statuses).await,
-        None if walk.shows_change => merge_second_walk(session, walk, statuses).await,
-        None => Ok(Collection { inventory: walk.inventory, pages: walk.pages, corrections: 0 }),
-    }
-}
-
-/// What one reading brought, by pages or by ids.
-struct Reading {
-    inventory: Inventory,
-    pages: usize,
-    /// Whether the list shows that it changed while it was read.
-    shows_change: bool,
-}
-
-/// Asks for every instance that `previous` had and `walk` has not.
-async fn confirm_missing(
-    session: &Session<'_>,
-    walk: Reading,
-    previous: &Inventory,
-    statuses: &mut Statuses,
-) -> Result<Collection, ApiError> {
+    let walk = walk(source, statuses).await?;
+    let Some(previous) = previous else {
+        return if walk.shows_change { merge_second_walk(source, walk, statuses).await } else { walk.finish() };
+    };
     let missing = previous.ids_not_in(&walk.inventory);
-    if missing.len().div_ceil(batch_size(session)) > MAX_LOOKUPS {
-        return merge_second_walk(session, walk, statuses).await;
+    if missing.len().div_ceil(batch_size(source)) > MAX_LOOKUPS {
+        return merge_second_walk(source, walk, statuses).await;
     }
-    let found = look_up(session, &missing, statuses).await?;
-    Ok(Collection {
-        corrections: found.inventory.len(),
-        pages: walk.pages + found.pages,
-        inventory: walk.inventory.merge(&found.inventory).map_err(overflow)?,
-    })
+    let found = look_up(source, &missing, statuses).await?;
+    walk.merge(&found)?.finish()
 }
 
 async fn merge_second_walk(
-    session: &Session<'_>,
+    source: &impl Source,
     first: Reading,
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
-    let second = walk(session, statuses).await?;
-    Ok(Collection {
-        corrections: second.inventory.ids_not_in(&first.inventory).len(),
-        pages: first.pages + second.pages,
-        inventory: first.inventory.merge(&second.inventory).map_err(overflow)?,
-    })
+    let second = walk(source, statuses).await?;
+    first.merge(&second)?.finish()
+}
+
+/// What was read so far, by pages or by ids.
+struct Reading {
+    inventory: Inventory,
+    pages: usize,
+    /// Entries without a usable id.
+    unusable: usize,
+    /// The least `totalCount` that a page told; 0 for a look-up, which tells nothing of the account.
+    least_total: u64,
+    /// Whether the list shows that it changed while it was read.
+    shows_change: bool,
+    corrections: usize,
+}
+
+impl Reading {
+    /// Adds what `later` found.
+    fn merge(self, later: &Self) -> Result<Self, ApiError> {
+        let inventory = self.inventory.merge(&later.inventory).map_err(overflow)?;
+        Ok(Self {
+            corrections: inventory.len() - self.inventory.len(),
+            inventory,
+            pages: self.pages + later.pages,
+            ..self
+        })
+    }
+
+    /// A list that changes can hide a few instances, but not a tenth of them: then paging itself does not work.
+    fn finish(self) -> Result<Collection, ApiError> {
+        let Self { inventory, pages, corrections, unusable, least_total, .. } = self;
+        let found = inventory.len() + unusable;
+        if (found as u64).saturating_mul(10) < least_total.saturating_mul(9) {
+            let detail = format!(
+                "the pages have {found} different instances, though the API counts {least_total}: nothing is published, \
+                 since instances would be missing"
+            );
+            return Err(ApiError::new(Kind::Inconsistent, detail));
+        }
+        Ok(Collection { inventory, pages, corrections })
+    }
 }
 
 /// Reads every page once. The first tells how many there are; the others are read side by side.
-async fn walk(session: &Session<'_>, statuses: &mut Statuses) -> Result<Reading, ApiError> {
-    let page_size = session.settings().page_size as u64;
-    let first = full_page(session, 1).await?;
+async fn walk(source: &impl Source, statuses: &mut Statuses) -> Result<Reading, ApiError> {
+    let first = full_page(source, 1).await?;
     let total = first.total_count;
     if total > MAX_INSTANCES as u64 {
         let detail = format!("the API counts {total} instances, more than the {MAX_INSTANCES} one exporter takes");
@@ -98,33 +147,42 @@ async fn walk(session: &Session<'_>, statuses: &mut Statuses) -> Result<Reading,
     }
     let mut tally = Tally::default();
     tally.take(&first, statuses)?;
-    let mut rest = stream::iter(2..=total.div_ceil(page_size))
-        .map(|number| full_page(session, number))
-        .buffer_unordered(session.settings().concurrency);
+    let last = total.div_ceil(source.page_size() as u64);
+    let mut rest =
+        stream::iter(2..=last).map(|number| full_page(source, number)).buffer_unordered(source.concurrency());
     while let Some(page) = rest.try_next().await? {
-        tally.shows_change |= page.total_count != total;
         tally.take(&page, statuses)?;
     }
-    let (pages, listed, counts_differ) = (tally.pages, tally.listed, tally.shows_change);
-    let (sighted, inventory) = (tally.sightings.len(), tally.sightings.into_inventory());
-    let repeated = inventory.len() < sighted;
-    Ok(Reading { shows_change: counts_differ || repeated || listed as u64 != total, inventory, pages })
+    Ok(tally.into_reading())
 }
 
-/// What was read so far.
+/// Counts what is read, page by page.
 #[derive(Default)]
 struct Tally {
     sightings: Sightings,
     pages: usize,
-    listed: usize,
-    shows_change: bool,
+    unusable: usize,
+    totals: Option<(u64, u64)>,
 }
 
 impl Tally {
     fn take(&mut self, page: &Page, statuses: &mut Statuses) -> Result<(), ApiError> {
         self.pages += 1;
-        self.listed += page.listed();
+        self.unusable += page.unusable;
+        let (least, most) = self.totals.unwrap_or((page.total_count, page.total_count));
+        self.totals = Some((least.min(page.total_count), most.max(page.total_count)));
         page.entries().try_for_each(|(id, status)| self.sightings.push(id, status, statuses)).map_err(overflow)
+    }
+
+    fn into_reading(self) -> Reading {
+        let Self { sightings, pages, unusable, totals } = self;
+        let (least_total, most_total) = totals.unwrap_or_default();
+        let sighted = sightings.len();
+        let inventory = sightings.into_inventory();
+        let repeats = inventory.len() < sighted;
+        let miscounts = (inventory.len() + unusable) as u64 != most_total;
+        let shows_change = least_total != most_total || repeats || miscounts;
+        Reading { inventory, pages, unusable, least_total, shows_change, corrections: 0 }
     }
 }
 
@@ -132,15 +190,15 @@ impl Tally {
 ///
 /// A list that shrank between being counted and being read looks like one that is cut short, so a short page is
 /// read once more.
-async fn full_page(session: &Session<'_>, number: u64) -> Result<Page, ApiError> {
-    let page_size = session.settings().page_size;
+async fn full_page(source: &impl Source, number: u64) -> Result<Page, ApiError> {
+    let page_size = source.page_size();
     // Only a page that others follow must be full.
     let is_short = |page: &Page| page.listed() < page_size && page.total_count > number * page_size as u64;
-    let page = session.status_page(number).await?;
+    let page = source.page(number).await?;
     if !is_short(&page) {
         return Ok(page);
     }
-    let again = session.status_page(number).await?;
+    let again = source.page(number).await?;
     if !is_short(&again) {
         return Ok(again);
     }
@@ -161,33 +219,33 @@ fn overflow(overflow: Overflow) -> ApiError {
 }
 
 /// A page that the API cuts short would look like ids that are gone, so no look-up is longer than a page.
-fn batch_size(session: &Session<'_>) -> usize {
-    MAX_IDS.min(session.settings().page_size)
+fn batch_size(source: &impl Source) -> usize {
+    MAX_IDS.min(source.page_size())
 }
 
 /// Asks for `ids`; those that do not exist are left out.
-async fn look_up(session: &Session<'_>, ids: &[&str], statuses: &mut Statuses) -> Result<Reading, ApiError> {
+async fn look_up(source: &impl Source, ids: &[&str], statuses: &mut Statuses) -> Result<Reading, ApiError> {
     let mut requests = Vec::new();
     // A loop: the future of a closure over borrowed batches would not be `Send` for every lifetime.
-    for batch in ids.chunks(batch_size(session)) {
-        requests.push(look_up_batch(session, batch));
+    for batch in ids.chunks(batch_size(source)) {
+        requests.push(look_up_batch(source, batch));
     }
-    let mut batches = stream::iter(requests).buffer_unordered(session.settings().concurrency);
+    let mut batches = stream::iter(requests).buffer_unordered(source.concurrency());
     let mut tally = Tally::default();
     while let Some(pages) = batches.try_next().await? {
         for page in &pages {
             tally.take(page, statuses)?;
         }
     }
-    Ok(Reading { inventory: tally.sightings.into_inventory(), pages: tally.pages, shows_change: false })
+    Ok(Reading { least_total: 0, ..tally.into_reading() })
 }
 
 /// One batch, halved for as long as the API answers that one of its ids does not exist.
-async fn look_up_batch(session: &Session<'_>, ids: &[&str]) -> Result<Vec<Page>, ApiError> {
+async fn look_up_batch(source: &impl Source, ids: &[&str]) -> Result<Vec<Page>, ApiError> {
     let mut found = Vec::new();
     let mut pending = vec![ids];
     while let Some(batch) = pending.pop() {
-        match session.statuses_of(batch).await {
+        match source.look_up(batch).await {
             Ok(page) if page.total_count > page.listed() as u64 => {
                 return Err(short("a look-up by id", page.listed(), batch.len(), page.total_count));
             }

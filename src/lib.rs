@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use crate::api::{ApiError, Backoff, Client};
 use crate::config::{Config, Target};
@@ -147,9 +148,14 @@ pub async fn run_with(
         telemetry_path: config.web.telemetry_path.clone(),
         longest_silence: config.poll.timeout + config.poll.interval + SLACK,
     });
-    let mut polling = tokio::spawn(poller.run());
+    let serving = http::serve(listeners, site, config.web.max_connections, shutdown);
+    while_polling(tokio::spawn(poller.run()), serving).await
+}
+
+/// Serves for as long as the poll task lives: with a dead poller, a server only looks healthy.
+async fn while_polling(mut polling: JoinHandle<()>, serving: impl Future<Output = ()>) -> Result<(), RunError> {
     let ended = tokio::select! {
-        () = http::serve(listeners, site, config.web.max_connections, shutdown) => Ok(()),
+        () = serving => Ok(()),
         ended = &mut polling => ended.map_err(RunError::Poller),
     };
     polling.abort();
@@ -177,4 +183,28 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
 pub async fn check(config: &Config) -> Result<u64, RunError> {
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
     Ok(client.session()?.status_page(1).await?.total_count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_of_the_poller_ends_the_server_with_its_message() {
+        let poller = tokio::spawn(async { panic!("out of cheese") });
+        let error = while_polling(poller, std::future::pending()).await.unwrap_err().to_string();
+        assert!(error.starts_with("the poll loop ended: "), "{error}");
+        assert!(error.contains("out of cheese"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_ends_the_poller() {
+        let (alive, dropped) = tokio::sync::oneshot::channel::<()>();
+        let poller = tokio::spawn(async move {
+            let _alive = alive;
+            std::future::pending().await
+        });
+        while_polling(poller, async {}).await.unwrap();
+        assert!(dropped.await.is_err(), "the poller went on");
+    }
 }

@@ -81,7 +81,14 @@ impl Poller {
 
     async fn collect(&mut self) -> Result<Collection, ApiError> {
         let session = self.client.session()?;
-        let collected = inventory::collect(&session, self.previous.as_ref(), &mut self.statuses);
+        let named: Vec<_> = self.client.settings().instance_ids.iter().map(String::as_str).collect();
+        let collected = async {
+            if named.is_empty() {
+                inventory::collect_all(&session, self.previous.as_ref(), &mut self.statuses).await
+            } else {
+                inventory::collect_named(&session, &named, &mut self.statuses).await
+            }
+        };
         timeout(self.settings.timeout, collected).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(self.settings.timeout);
             Err(ApiError::new(Kind::Deadline, format!("the poll did not finish within {limit}")))

@@ -68,6 +68,8 @@ pub struct Knobs {
     pub rate_limit: Option<usize>,
     /// The longest page it serves, whatever was asked for.
     pub longest_page: usize,
+    /// Every page holds all that matches.
+    pub longer_pages: bool,
     /// A look-up of an id that does not exist is an error instead of a gap.
     pub missing_id_is_error: bool,
     /// After each page one instance is deleted and one created.
@@ -94,6 +96,7 @@ impl Knobs {
             flat: false,
             rate_limit: None,
             longest_page: MAX_PAGE_SIZE,
+            longer_pages: false,
             missing_id_is_error: false,
             churn: false,
             repeat_first_page: false,
@@ -375,8 +378,8 @@ impl State {
         if knobs.missing_id_is_error && matching.len() < query.instance_ids.len() {
             return Err(Rejection(404, "INVALID_INSTANCE_NOT_FOUND", "an instance does not exist"));
         }
-        let number = if knobs.repeat_first_page { 1 } else { query.page_num };
-        let length = query.page_size.min(knobs.longest_page);
+        let number = if knobs.repeat_first_page || knobs.longer_pages { 1 } else { query.page_num };
+        let length = if knobs.longer_pages { usize::MAX } else { query.page_size.min(knobs.longest_page) };
         let data_set: Vec<Value> = matching
             .iter()
             .skip((number - 1).saturating_mul(length))

@@ -57,7 +57,7 @@ fn the_flags_are_those_of_the_code_with_their_defaults() {
         let shown = in_readme[&*flag];
         match default.as_deref() {
             Some(default) if shown.starts_with('`') => {
-                assert_eq!(default.split(',').next(), Some(code(shown)), "{flag}")
+                assert_eq!(default.split(',').next(), Some(code(shown)), "{flag}");
             }
             Some(default) => assert!(default.ends_with(shown), "{flag}: {default} in the code, {shown} in the README"),
             None => assert!(["none", "off"].contains(&shown), "{flag}: {shown}"),

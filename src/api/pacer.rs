@@ -10,14 +10,14 @@ use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{Instant, sleep_until};
 
-/// The gap after a first refusal; it doubles with each further one.
-const FIRST_SPACING: Duration = Duration::from_millis(100);
-const WIDEST_SPACING: Duration = Duration::from_secs(5);
-/// Below this a gap is not worth waiting for.
-const NARROWEST_SPACING: Duration = Duration::from_millis(20);
-/// The pause where the API names none, doubled with each refusal in a row, as the vendor's SDKs do.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// The gap after a first refusal is the pause divided by this; it doubles with each further one.
+const FIRST_SPACING: u32 = 10;
+/// The widest gap is the pause times this.
+const WIDEST_SPACING: u32 = 5;
+/// A gap below the pause divided by this is not worth waiting for.
+const NARROWEST_SPACING: u32 = 50;
+/// How often the pause doubles while refusals follow each other: 1, 2, 4, 8 s, much as the vendor's SDKs wait.
+const DOUBLINGS: u32 = 3;
 /// How long without a refusal before one step back up.
 const CLIMB_EVERY: Duration = Duration::from_mins(1);
 
@@ -38,9 +38,14 @@ pub struct Permit<'a> {
 }
 
 impl Pacer {
-    /// At most `most` requests in flight.
-    pub fn new(most: usize) -> Self {
-        Self { pace: Mutex::new(Pace::new(most, Instant::now())), turn: AsyncMutex::new(()), ended: Notify::new() }
+    /// At most `most` requests in flight; `pause` is how long a first refusal stops them all where the API does not
+    /// say how long.
+    pub fn new(most: usize, pause: Duration) -> Self {
+        Self {
+            pace: Mutex::new(Pace::new(most, pause, Instant::now())),
+            turn: AsyncMutex::new(()),
+            ended: Notify::new(),
+        }
     }
 
     /// Waits until another request may start.
@@ -93,6 +98,7 @@ enum Admission {
 #[derive(Debug)]
 struct Pace {
     most: usize,
+    first_pause: Duration,
     limit: usize,
     in_flight: usize,
     spacing: Duration,
@@ -105,9 +111,10 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(most: usize, now: Instant) -> Self {
+    fn new(most: usize, first_pause: Duration, now: Instant) -> Self {
         Self {
             most,
+            first_pause,
             limit: most,
             in_flight: 0,
             spacing: Duration::ZERO,
@@ -141,10 +148,11 @@ impl Pace {
             self.refused_at = Some(now);
             self.stepped_at = now;
             self.limit = (self.limit / 2).max(1);
-            self.spacing = (self.spacing * 2).clamp(FIRST_SPACING, WIDEST_SPACING);
+            let (first, widest) = (self.first_pause / FIRST_SPACING, self.first_pause * WIDEST_SPACING);
+            self.spacing = (self.spacing * 2).clamp(first, widest);
+            let pause = self.first_pause * (1 << self.refusals_in_a_row.min(DOUBLINGS));
             self.refusals_in_a_row += 1;
-            let doubled = FIRST_PAUSE * 2_u32.saturating_pow(self.refusals_in_a_row - 1);
-            self.next_start = self.next_start.max(now + doubled.min(LONGEST_PAUSE));
+            self.next_start = self.next_start.max(now + pause);
         }
         if let Some(asked) = retry_after {
             self.next_start = self.next_start.max(now + asked);
@@ -160,7 +168,7 @@ impl Pace {
             self.stepped_at = next_step;
             self.limit = (self.limit + 1).min(self.most);
             self.spacing = self.spacing * 3 / 4;
-            if self.spacing < NARROWEST_SPACING {
+            if self.spacing < self.first_pause / NARROWEST_SPACING {
                 self.spacing = Duration::ZERO;
             }
         }
@@ -171,6 +179,8 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     const fn millis(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
@@ -178,8 +188,8 @@ mod tests {
     #[test]
     fn one_burst_of_refusals_is_one_lesson() {
         let start = Instant::now();
-        let mut pace = Pace::new(8, start);
-        assert_eq!(pace.refused(start, start + millis(10), None), Duration::from_secs(1));
+        let mut pace = Pace::new(8, SECOND, start);
+        assert_eq!(pace.refused(start, start + millis(10), None), SECOND);
         pace.refused(start + millis(5), start + millis(12), None);
         assert_eq!((pace.limit, pace.spacing), (4, millis(100)));
         let after = start + Duration::from_secs(2);
@@ -190,7 +200,7 @@ mod tests {
     #[test]
     fn a_longer_wait_that_the_api_asks_for_is_kept() {
         let start = Instant::now();
-        let mut pace = Pace::new(2, start);
+        let mut pace = Pace::new(2, SECOND, start);
         let asked = Duration::from_secs(30);
         assert_eq!(pace.refused(start, start, Some(asked)), asked);
         assert_eq!(pace.admit(start + millis(1)), Admission::At(start + asked));
@@ -201,7 +211,7 @@ mod tests {
     #[test]
     fn it_climbs_back_slowly_and_all_the_way() {
         let start = Instant::now();
-        let mut pace = Pace::new(4, start);
+        let mut pace = Pace::new(4, SECOND, start);
         pace.refused(start, start, None);
         pace.climb(start + Duration::from_secs(59));
         assert_eq!((pace.limit, pace.spacing), (2, millis(100)));
@@ -213,7 +223,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_more_than_the_limit_are_in_flight_and_none_is_forgotten() {
-        let pacer = Pacer::new(2);
+        let pacer = Pacer::new(2, SECOND);
         let first = pacer.admit().await;
         let second = pacer.admit().await;
         let third = tokio::time::timeout(millis(50), pacer.admit()).await;
@@ -226,11 +236,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_stops_those_who_wait_already() {
-        let pacer = Pacer::new(4);
+        let pacer = Pacer::new(4, SECOND);
         let start = Instant::now();
         pacer.admit().await.refused(Some(Duration::from_secs(5)));
         pacer.admit().await.accepted();
         pacer.admit().await.accepted();
-        assert_eq!(start.elapsed(), Duration::from_secs(5) + FIRST_SPACING);
+        assert_eq!(start.elapsed(), Duration::from_secs(5) + millis(100));
     }
 }

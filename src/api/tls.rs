@@ -26,13 +26,12 @@ pub(super) fn client_config(authorities: &[CertificateDer<'static>]) -> ClientCo
 pub(super) fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        // An I/O error hides the error it wraps from `source`.
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let inner = wrapped.map_or(error, |inner| inner as &(dyn Error + 'static));
-        if let Some(refused @ rustls::Error::InvalidCertificate(_)) = inner.downcast_ref() {
+        if let Some(refused @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
             return Some(refused);
         }
-        cause = inner.source();
+        // An I/O error hides the error it wraps from `source`, which goes on to the one below.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = wrapped.map_or_else(|| error.source(), |wrapped| Some(wrapped as _));
     }
     None
 }

@@ -29,6 +29,7 @@ pub struct Flags {
     pub web_max_connections: String,
 
     /// Where the API is; a bare domain means https [also: ZENLAYER_ENDPOINT] [default: https://console.zenlayer.com]
+    #[allow(rustdoc::bare_urls, reason = "brackets around it would show in --help")]
     #[arg(long = "zenlayer.endpoint", env = "ZENLAYER_EXPORTER_ZENLAYER_ENDPOINT", hide_env = true)]
     #[arg(value_name = "URL")]
     pub zenlayer_endpoint: Option<String>,

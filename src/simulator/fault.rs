@@ -60,7 +60,11 @@ impl Fault {
             }
             Self::Truncated => Response::new(whole(half)),
             Self::BrokenOff => {
-                let broken = stream::once(async { Err(io::Error::from(io::ErrorKind::ConnectionReset)) });
+                // A moment, so that the first half is on its way before the connection goes.
+                let broken = stream::once(async {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Err(io::Error::from(io::ErrorKind::ConnectionReset))
+                });
                 Response::new(StreamBody::new(chunk(half).chain(broken)).boxed_unsync())
             }
             Self::HangBeforeHeaders => std::future::pending().await,

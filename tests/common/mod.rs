@@ -25,8 +25,12 @@ use zenlayer_exporter::{RunError, run_with};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits an operator would not like to see in a test.
-pub(crate) const QUICK: Backoff =
-    Backoff { tries: 4, first: Duration::from_millis(5), longest: Duration::from_millis(20) };
+pub(crate) const QUICK: Backoff = Backoff {
+    tries: 4,
+    first: Duration::from_millis(5),
+    longest: Duration::from_millis(20),
+    pause: Duration::from_millis(20),
+};
 
 /// Settings for polling that simulator ten times a second.
 pub(crate) fn config(simulator: &Simulator, flags: &[&str]) -> Config {

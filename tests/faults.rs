@@ -1,0 +1,362 @@
+//! A matrix of faults: each begins, lasts and ends while the exporter runs.
+//!
+//! While it lasts the last good answer stays, `zenlayer_up` is 0, and the log says what is wrong. Once it has ended,
+//! two polls bring the exporter back.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
+mod common;
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::{Exporter, Metrics, config, held};
+use tokio::net::TcpListener;
+use tracing_subscriber::fmt::MakeWriter;
+use zenlayer_exporter::config::{Config, CredentialSource, SecretSource, Target};
+use zenlayer_exporter::model::Service;
+use zenlayer_exporter::simulator::{Fault, KEY_ID, Knobs, PASSWORD, Simulator};
+
+/// Everything that was logged, for a test to read.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// Logs of this test's thread, on which its exporter runs too, go to the log that is returned.
+    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
+
+fn impatient(simulator: &Simulator, flags: &[&str]) -> Config {
+    let mut config = config(simulator, flags);
+    config.poll.interval = Duration::from_millis(50);
+    config.api.request_timeout = REQUEST_TIMEOUT;
+    config
+}
+
+fn polls(metrics: &Metrics) -> f64 {
+    metrics.value("zenlayer_exporter_poll_duration_seconds_count", &[]).unwrap()
+}
+
+/// What a fault looks like from outside.
+struct Seen {
+    outcome: &'static str,
+    /// How often a request is tried.
+    tries: f64,
+    says: &'static str,
+}
+
+/// Lets a fault begin, last for some polls, and end. `tries` is how often each request is sent while it lasts.
+async fn endure(fault: impl FnOnce(&mut Knobs), seen: Seen) {
+    let (log, _guard) = Log::start();
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
+    let retries = |metrics: &Metrics| metrics.sum("zenlayer_exporter_api_retries_total");
+
+    simulator.set(fault);
+    let outcome = [("outcome", seen.outcome)];
+    let failed = |metrics: &Metrics| metrics.value("zenlayer_exporter_polls_total", &outcome);
+    let first = exporter.until(|metrics| failed(metrics) >= Some(1.0)).await;
+    let second = exporter.until(|metrics| failed(metrics) >= Some(2.0)).await;
+    assert_eq!(second.value("zenlayer_up", &[]), Some(0.0));
+    assert_eq!(second.instances(), held(&simulator), "the last good answer stays");
+    assert_eq!(retries(&second) > retries(&first), seen.tries > 1.0, "{}", second.text);
+    assert!(log.text().contains(seen.says), "the log does not say {:?}:\n{}", seen.says, log.text());
+    assert!(log.text().contains("poll failed"), "{}", log.text());
+
+    simulator.set(|knobs| *knobs = Knobs::still(Service::Vm, 25));
+    let ended = polls(&exporter.metrics().await);
+    let recovered = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    assert!(polls(&recovered) - ended <= 2.0, "it took {} polls to recover", polls(&recovered) - ended);
+    exporter.stop().await.unwrap();
+}
+
+/// One row a fault: what goes wrong → the poll's outcome, the tries of a request, what the log says.
+macro_rules! faults {
+    ($($name:ident: $fault:expr => $outcome:literal, $tries:literal, $says:literal;)*) => {$(
+        #[tokio::test]
+        async fn $name() {
+            let seen = Seen { outcome: $outcome, tries: $tries, says: $says };
+            endure(|knobs| knobs.fault = Some($fault), seen).await;
+        }
+    )*};
+}
+
+const HTML: &str = "<!doctype html><title>502 Bad Gateway</title>";
+
+fn with_header(status: u16, name: &'static str, value: &str, body: &'static str) -> Fault {
+    Fault::Answer { status, headers: vec![(name, value.to_owned())], body: body.into() }
+}
+
+faults! {
+    http_500: Fault::answer(500, r#"{"requestId":"T5","code":"INTERNAL_SERVER_ERROR","message":"oops"}"#)
+        => "server", 4.0, "HTTP 500, code INTERNAL_SERVER_ERROR, oops (requestId T5), 4 tries: the API itself fails";
+    html_502: Fault::answer(502, HTML)
+        => "server", 4.0, "DescribeInstancesStatus, page 1: HTTP 502, 4 tries: the API itself fails";
+    html_200: Fault::answer(200, HTML)
+        => "body", 4.0, "HTTP 200, but the body is HTML, not JSON, 4 tries: a proxy or gateway may be answering";
+    empty_200: Fault::answer(200, "")
+        => "body", 4.0, "HTTP 200, but the body is empty, 4 tries";
+    truncated_json: Fault::Truncated
+        => "body", 4.0, "HTTP 200, but the body is not the JSON it should be: EOF while parsing";
+    invalid_utf8: Fault::answer(200, &b"{\"totalCount\":1,\"dataSet\":[{\"instanceId\":\"\xff\xfe\"}]}"[..])
+        => "body", 4.0, "HTTP 200, but the body is not UTF-8";
+    error_body_under_200: Fault::answer(200, r#"{"requestId":"T2","code":"OPERATION_DENIED","message":"no"}"#)
+        => "client", 1.0, "HTTP 200, code OPERATION_DENIED, no (requestId T2): check --zenlayer.endpoint";
+    neither_payload_nor_error: Fault::answer(200, r#"{"response":{}}"#)
+        => "body", 4.0, "HTTP 200, but the body has neither totalCount nor code";
+    http_400: Fault::answer(400, r#"{"requestId":"T4","code":"INVALID_PARAMETER","message":"bad"}"#)
+        => "client", 1.0, "HTTP 400, code INVALID_PARAMETER, bad (requestId T4)";
+    http_401: Fault::answer(401, r#"{"requestId":"T1","code":"INVALID_SIGNATURE","message":"no match"}"#)
+        => "unauthorized", 1.0, "HTTP 401, code INVALID_SIGNATURE, no match (requestId T1): check that access key id";
+    http_403: Fault::answer(403, r#"{"requestId":"T3","code":"FORBIDDEN","message":"no"}"#)
+        => "forbidden", 1.0, "HTTP 403, code FORBIDDEN, no (requestId T3): allow this key to describe instances";
+    challenge_403: with_header(403, "cf-mitigated", "challenge", HTML)
+        => "challenge", 1.0, "HTTP 403: a security challenge stands before the API";
+    http_429: Fault::answer(429, r#"{"requestId":"T9","code":"REQUEST_LIMIT_EXCEEDED","message":"slow down"}"#)
+        => "rate_limit", 4.0, "HTTP 429, code REQUEST_LIMIT_EXCEEDED, slow down (requestId T9), 4 tries: raise --poll";
+    http_429_with_retry_after: with_header(429, "retry-after", "1", "")
+        => "rate_limit", 4.0, "try 2 of 4 in 1.0s";
+    rate_limit_under_200: Fault::answer(200, r#"{"requestId":"T9","code":"REQUEST_LIMIT_EXCEEDED","message":"no"}"#)
+        => "rate_limit", 4.0, "HTTP 200, code REQUEST_LIMIT_EXCEEDED";
+    http_451: Fault::answer(451, "")
+        => "policy", 1.0, "HTTP 451: a policy forbids this machine's address";
+    connection_reset_mid_body: Fault::BrokenOff
+        => "body", 4.0, "broke off: ";
+    hang_before_headers: Fault::HangBeforeHeaders
+        => "timeout", 4.0, "within 500ms, 4 tries: check the network; if the API is only slow, raise";
+    hang_mid_body: Fault::HangMidBody
+        => "timeout", 4.0, "no complete answer from 127.0.0.1:";
+    slow_drip: Fault::Drip(Duration::from_millis(100))
+        => "timeout", 4.0, "no complete answer from 127.0.0.1:";
+    scalar_in_the_data_set: Fault::answer(200, r#"{"totalCount":1,"dataSet":[7]}"#)
+        => "body", 4.0, "the body is not the JSON it should be: invalid type";
+    deep_json: Fault::answer(200, "[".repeat(1_000_000))
+        => "body", 4.0, "HTTP 200, but the body is not the JSON it should be: ";
+}
+
+#[tokio::test]
+async fn a_total_of_two_billion() {
+    let seen = Seen { outcome: "inconsistent", tries: 1.0, says: "more than the 10000000 one exporter takes" };
+    endure(|knobs| knobs.total_count = Some(2_000_000_000), seen).await;
+}
+
+#[tokio::test]
+async fn pages_shorter_than_asked_for() {
+    let says = "page 1 has 7 entries, though 10 were asked for and 25 exist: if the API serves no longer pages, set \
+                --zenlayer.page-size=7";
+    endure(|knobs| knobs.longest_page = 7, Seen { outcome: "inconsistent", tries: 1.0, says }).await;
+}
+
+#[tokio::test]
+async fn an_endless_body() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let mut config = impatient(&simulator, &[]);
+    // Long enough that the cap is met first.
+    config.api.request_timeout = common::PATIENCE;
+    let exporter = Exporter::ready(config).await;
+    simulator.set(|knobs| knobs.fault = Some(Fault::Endless));
+    let body = [("outcome", "body")];
+    exporter.until(|metrics| metrics.value("zenlayer_exporter_polls_total", &body) >= Some(1.0)).await;
+    assert!(exporter.get("/").await.text().contains("the body is longer than 16 MiB, 4 tries"));
+    simulator.set(|knobs| knobs.fault = None);
+    exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+}
+
+#[tokio::test]
+async fn connection_refused_and_back() {
+    let (log, _guard) = Log::start();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let knobs = Knobs::still(Service::Vm, 25);
+    let simulator = Simulator::start_on(listener, knobs.clone()).unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+    let held = held(&simulator);
+    drop(simulator);
+    let connect = [("outcome", "connect")];
+    exporter.until(|metrics| metrics.value("zenlayer_exporter_polls_total", &connect) >= Some(1.0)).await;
+    let says = format!("no connection to {address}: Connection refused (os error 111), 4 tries: check the network");
+    assert!(log.text().contains(&says), "{}", log.text());
+    assert_eq!(exporter.metrics().await.instances(), held);
+
+    let _simulator = Simulator::start_on(TcpListener::bind(address).await.unwrap(), knobs).unwrap();
+    let ended = polls(&exporter.metrics().await);
+    let recovered = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    assert!(polls(&recovered) - ended <= 2.0);
+}
+
+#[tokio::test]
+async fn a_redirect_takes_nothing_elsewhere() {
+    let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let location = format!("http://{}/api/v2/vm", elsewhere.local_addr().unwrap());
+    for status in [301, 302, 307, 308] {
+        let fault = Fault::Answer { status, headers: vec![("location", location.clone())], body: "".into() };
+        let seen = Seen { outcome: "redirect", tries: 1.0, says: "a signed request goes to no other host" };
+        endure(|knobs| knobs.fault = Some(fault), seen).await;
+    }
+    let visit = tokio::time::timeout(Duration::from_millis(200), elsewhere.accept()).await;
+    assert!(visit.is_err(), "the other host was contacted");
+}
+
+#[tokio::test]
+async fn duplicate_pages_hide_nobody() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
+    simulator.set(|knobs| knobs.repeat_first_page = true);
+    let corrections = "zenlayer_exporter_poll_corrections_total";
+    let metrics = exporter.until(|metrics| metrics.value(corrections, &[]) >= Some(15.0)).await;
+    assert_eq!(metrics.instances(), held(&simulator), "those on no page were asked for by id");
+
+    // With nothing to compare with, half an account must not pass for the whole.
+    let fresh = Exporter::start(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
+    let inconsistent = [("outcome", "inconsistent")];
+    let metrics =
+        fresh.until(|metrics| metrics.value("zenlayer_exporter_polls_total", &inconsistent) >= Some(1.0)).await;
+    assert_eq!(metrics.count("zenlayer_instance_status"), 0);
+    let says = "the pages have 10 different instances, though the API counts 25: nothing is published";
+    assert!(fresh.get("/readyz").await.text().contains(says));
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_is_named() {
+    let simulator = Simulator::start(Knobs { clock_ahead: -3600, ..Knobs::still(Service::Vm, 5) }).await.unwrap();
+    let exporter = Exporter::start(impatient(&simulator, &[])).await;
+    let unauthorized = [("outcome", "unauthorized")];
+    exporter.until(|metrics| metrics.value("zenlayer_exporter_polls_total", &unauthorized) >= Some(1.0)).await;
+    let ready = exporter.get("/readyz").await;
+    assert!(ready.text().contains("code SIGNATURE_EXPIRED"), "{}", ready.text());
+    let (_, clock) = ready.text().split_once("; this machine's clock is ").unwrap();
+    assert!(clock.contains(" ahead of the API's, set it right and keep it so with NTP"), "{clock}");
+}
+
+#[tokio::test]
+async fn entries_without_an_id_are_counted_and_the_rest_is_shown() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 3)).await.unwrap();
+    simulator.with_fleet(|fleet| {
+        fleet.machines[0].id = String::new();
+        fleet.machines[1].id = "x".repeat(10_000);
+        fleet.machines[2].status = None;
+    });
+    let mut config = impatient(&simulator, &[]);
+    config.poll.interval = Duration::from_mins(1);
+    let exporter = Exporter::ready(config).await;
+    let metrics = exporter.metrics().await;
+    assert_eq!(metrics.value("zenlayer_exporter_invalid_entries_total", &[]), Some(2.0));
+    let id = simulator.with_fleet(|fleet| fleet.machines[2].id.clone());
+    assert_eq!(metrics.instances(), [(id, String::new())].into());
+    assert_eq!(metrics.value("zenlayer_instances", &[("status", "")]), Some(1.0));
+}
+
+#[tokio::test]
+async fn a_page_longer_than_asked_for_counts_each_instance_once() {
+    let simulator = Simulator::start(Knobs { longer_pages: true, ..Knobs::still(Service::Vm, 25) }).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
+    assert_eq!(exporter.metrics().await.instances(), held(&simulator));
+}
+
+#[tokio::test]
+async fn what_is_too_old_goes_and_comes_back() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let mut config = impatient(&simulator, &[]);
+    config.poll.max_staleness = Duration::from_secs(2);
+    let exporter = Exporter::ready(config).await;
+    simulator.set(|knobs| knobs.fault = Some(Fault::answer(451, "")));
+    let stale = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(0.0)).await;
+    assert_eq!(stale.instances().len(), 25, "a young answer stays");
+    let gone = exporter.until(|metrics| metrics.count("zenlayer_instance_status") == 0).await;
+    assert_eq!(gone.count("zenlayer_instances"), 0, "counts of what is not known any more");
+    assert!(gone.value("zenlayer_exporter_last_successful_poll_timestamp_seconds", &[]) > Some(0.0));
+    simulator.set(|knobs| knobs.fault = None);
+    exporter.until(|metrics| metrics.instances().len() == 25).await;
+}
+
+#[tokio::test]
+async fn an_empty_account_is_a_success() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+    simulator.with_fleet(|fleet| fleet.machines.clear());
+    let metrics = exporter.until(|metrics| metrics.count("zenlayer_instance_status") == 0).await;
+    assert_eq!(metrics.value("zenlayer_up", &[]), Some(1.0));
+    assert_eq!(metrics.value("zenlayer_instances", &[("status", "RUNNING")]), Some(0.0));
+}
+
+/// A directory as Kubernetes mounts a secret: the file is a link into a directory that is swapped whole.
+struct Mount(tempfile::TempDir);
+
+impl Mount {
+    fn new(secret: &str) -> Self {
+        let mount = Self(tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink("..data/secret", mount.0.path().join("secret")).unwrap();
+        mount.swap(secret);
+        mount
+    }
+
+    fn swap(&self, secret: &str) {
+        let path = |name: &str| self.0.path().join(name);
+        let data = format!("..{}", fastrand::u64(..));
+        std::fs::create_dir(path(&data)).unwrap();
+        std::fs::write(path(&data).join("secret"), secret).unwrap();
+        std::os::unix::fs::symlink(&data, path("..tmp")).unwrap();
+        std::fs::rename(path("..tmp"), path("..data")).unwrap();
+    }
+
+    fn target(&self, simulator: &Simulator) -> Target {
+        let password = SecretSource::File(self.0.path().join("secret"));
+        let credentials = CredentialSource::KeyPair { id: KEY_ID.to_owned(), password };
+        Target::Account { endpoint: simulator.endpoint(), credentials }
+    }
+}
+
+#[tokio::test]
+async fn a_rotated_key_is_used_from_the_next_poll_on() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    let mount = Mount::new(&format!("{PASSWORD}\n"));
+    let mut config = impatient(&simulator, &[]);
+    config.target = mount.target(&simulator);
+    let exporter = Exporter::ready(config).await;
+
+    let failing = async |secret: &str, outcome: &str| {
+        mount.swap(secret);
+        let outcome = [("outcome", outcome)];
+        exporter.until(|metrics| metrics.value("zenlayer_exporter_polls_total", &outcome) >= Some(1.0)).await;
+        assert_eq!(exporter.metrics().await.instances(), held(&simulator));
+        mount.swap(PASSWORD);
+        exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    };
+    failing("another\n", "unauthorized").await;
+    failing("", "credentials").await;
+
+    std::fs::remove_file(mount.0.path().join("..data")).unwrap();
+    exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(0.0)).await;
+    assert!(exporter.get("/").await.text().contains("cannot be read: No such file or directory"));
+    mount.swap(PASSWORD);
+    exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+}
