@@ -44,7 +44,7 @@ impl Source for Session<'_> {
 }
 
 /// What one poll brought.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Collection {
     /// Every instance once.
     pub inventory: Inventory,
@@ -63,8 +63,7 @@ pub async fn collect_named(
     ids: &[&str],
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
-    let found = look_up(source, ids, statuses).await?;
-    Ok(Collection { inventory: found.inventory, pages: found.pages, corrections: 0 })
+    Ok(look_up(source, ids, statuses).await?.into())
 }
 
 /// Reads the whole account. `previous` is what the last successful poll found.
@@ -77,24 +76,51 @@ pub async fn collect_all(
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
     let walk = walk(source, statuses).await?;
-    let Some(previous) = previous else {
-        return if walk.shows_change { merge_second_walk(source, walk, statuses).await } else { walk.finish() };
+    let reading = match previous {
+        Some(previous) => find_missing(source, walk, previous, statuses).await?,
+        None => confirm_first(source, walk, statuses).await?,
     };
-    let missing = previous.ids_not_in(&walk.inventory);
-    if missing.len().div_ceil(batch_size(source)) > MAX_LOOKUPS {
-        return merge_second_walk(source, walk, statuses).await;
-    }
-    let found = look_up(source, &missing, statuses).await?;
-    walk.merge(&found)?.finish()
+    Ok(reading.into())
 }
 
-async fn merge_second_walk(
+/// Asks for what `previous` had and the walk did not find; where that takes too many look-ups, walks once more first.
+/// What is too much even then, and what is not found, is gone.
+async fn find_missing(
     source: &impl Source,
-    first: Reading,
+    walked: Reading,
+    previous: &Inventory,
     statuses: &mut Statuses,
-) -> Result<Collection, ApiError> {
-    let second = walk(source, statuses).await?;
-    first.merge(&second)?.finish()
+) -> Result<Reading, ApiError> {
+    let is_too_much = |missing: &[&str]| missing.len().div_ceil(batch_size(source)) > MAX_LOOKUPS;
+    let mut reading = walked;
+    if is_too_much(&previous.ids_not_in(&reading.inventory)) {
+        reading = reading.merge(&walk(source, statuses).await?)?;
+    }
+    let missing = previous.ids_not_in(&reading.inventory);
+    if is_too_much(&missing) {
+        return Ok(reading);
+    }
+    let found = look_up(source, &missing, statuses).await?;
+    reading.merge(&found)
+}
+
+/// The first walk has nothing to be compared with, so one that shows a change is merged with a second.
+///
+/// A list that changes can hide a few instances from both, but not a tenth of them: then paging itself does not work.
+async fn confirm_first(source: &impl Source, walked: Reading, statuses: &mut Statuses) -> Result<Reading, ApiError> {
+    if !walked.shows_change {
+        return Ok(walked);
+    }
+    let both = walked.merge(&walk(source, statuses).await?)?;
+    let (found, total) = (both.inventory.len() + both.unusable, both.least_total);
+    if (found as u64).saturating_mul(10) < total.saturating_mul(9) {
+        let detail = format!(
+            "the pages have {found} different instances, though the API counts {total}: nothing is published, since \
+             instances would be missing"
+        );
+        return Err(ApiError::new(Kind::Inconsistent, detail));
+    }
+    Ok(both)
 }
 
 /// What was read so far, by pages or by ids.
@@ -103,7 +129,7 @@ struct Reading {
     pages: usize,
     /// Entries without a usable id.
     unusable: usize,
-    /// The least `totalCount` that a page told; 0 for a look-up, which tells nothing of the account.
+    /// The least `totalCount` that a page told.
     least_total: u64,
     /// Whether the list shows that it changed while it was read.
     shows_change: bool,
@@ -115,25 +141,17 @@ impl Reading {
     fn merge(self, later: &Self) -> Result<Self, ApiError> {
         let inventory = self.inventory.merge(&later.inventory).map_err(overflow)?;
         Ok(Self {
-            corrections: inventory.len() - self.inventory.len(),
+            corrections: self.corrections + inventory.len() - self.inventory.len(),
             inventory,
             pages: self.pages + later.pages,
             ..self
         })
     }
+}
 
-    /// A list that changes can hide a few instances, but not a tenth of them: then paging itself does not work.
-    fn finish(self) -> Result<Collection, ApiError> {
-        let Self { inventory, pages, corrections, unusable, least_total, .. } = self;
-        let found = inventory.len() + unusable;
-        if (found as u64).saturating_mul(10) < least_total.saturating_mul(9) {
-            let detail = format!(
-                "the pages have {found} different instances, though the API counts {least_total}: nothing is published, \
-                 since instances would be missing"
-            );
-            return Err(ApiError::new(Kind::Inconsistent, detail));
-        }
-        Ok(Collection { inventory, pages, corrections })
+impl From<Reading> for Collection {
+    fn from(reading: Reading) -> Self {
+        Self { inventory: reading.inventory, pages: reading.pages, corrections: reading.corrections }
     }
 }
 
@@ -237,7 +255,7 @@ async fn look_up(source: &impl Source, ids: &[&str], statuses: &mut Statuses) ->
             tally.take(page, statuses)?;
         }
     }
-    Ok(Reading { least_total: 0, ..tally.into_reading() })
+    Ok(tally.into_reading())
 }
 
 /// One batch, halved for as long as the API answers that one of its ids does not exist.

@@ -202,7 +202,7 @@ mod tests {
         let (alive, dropped) = tokio::sync::oneshot::channel::<()>();
         let poller = tokio::spawn(async move {
             let _alive = alive;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         });
         while_polling(poller, async {}).await.unwrap();
         assert!(dropped.await.is_err(), "the poller went on");

@@ -1,0 +1,261 @@
+//! A list that changes while it is read: what was there throughout is never missed, and nothing is twice.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Exporter, config, held};
+use proptest::prelude::*;
+use serde_json::json;
+use zenlayer_exporter::api::wire::{Answer, read_answer};
+use zenlayer_exporter::api::{ApiError, Backoff, Kind, Page};
+use zenlayer_exporter::inventory::{Collection, Source, collect_all};
+use zenlayer_exporter::model::{Inventory, Service, Statuses};
+use zenlayer_exporter::simulator::{Knobs, Simulator};
+
+fn ids(held: &BTreeSet<(String, String)>) -> BTreeSet<String> {
+    held.iter().map(|(id, _)| id.clone()).collect()
+}
+
+#[tokio::test]
+async fn who_lives_through_constant_change_is_in_every_scrape() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5000)).await.unwrap();
+    let mut config = config(&simulator, &["--zenlayer.page-size=250", "--zenlayer.concurrency=4"]);
+    config.poll.interval = Duration::from_millis(20);
+    let exporter = Exporter::ready(config).await;
+    let before = ids(&held(&simulator));
+    simulator.set(|knobs| knobs.churn = true);
+    let mut scrapes = Vec::new();
+    for _ in 0..20 {
+        scrapes.push(ids(&exporter.polls(1).await.instances()));
+    }
+    let last = exporter.metrics().await;
+    let after = ids(&held(&simulator));
+    let survivors: BTreeSet<_> = before.intersection(&after).cloned().collect();
+    assert!(survivors.len() > 4000 && survivors.len() < 4800, "{} of 5000 live on", survivors.len());
+    for (number, scrape) in scrapes.iter().enumerate() {
+        let missed: Vec<_> = survivors.difference(scrape).collect();
+        assert!(missed.is_empty(), "scrape {number} misses {missed:?}");
+    }
+    let success = [("outcome", "success")];
+    assert_eq!(
+        last.value("zenlayer_exporter_polls_total", &success),
+        Some(last.sum("zenlayer_exporter_polls_total")),
+        "a poll under constant change ends and publishes"
+    );
+    assert!(
+        last.value("zenlayer_exporter_poll_corrections_total", &[]) > Some(0.0),
+        "paging alone would have missed some"
+    );
+}
+
+#[tokio::test]
+async fn so_many_gone_at_once_cost_one_more_walk_and_no_look_ups() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5000)).await.unwrap();
+    let mut config = config(&simulator, &[]);
+    config.poll.interval = Duration::from_millis(300);
+    let exporter = Exporter::ready(config).await;
+    simulator.with_fleet(|fleet| fleet.machines.truncate(2500));
+    let before = simulator.tally().answered;
+    let metrics = exporter.until(|metrics| metrics.count("zenlayer_instance_status") == 2500).await;
+    assert_eq!(metrics.instances(), held(&simulator));
+    assert_eq!(simulator.tally().answered - before, 2 * 3);
+}
+
+#[tokio::test]
+async fn a_limit_of_five_a_second_is_learned() {
+    let knobs = Knobs { rate_limit: Some(5), ..Knobs::still(Service::Vm, 2000) };
+    let simulator = Simulator::start(knobs).await.unwrap();
+    let exporter = Exporter::start_with(config(&simulator, &["--zenlayer.page-size=100"]), Backoff::default()).await;
+    let succeeded = |polls| {
+        move |metrics: &common::Metrics| {
+            metrics.value("zenlayer_exporter_polls_total", &[("outcome", "success")]) >= Some(polls)
+        }
+    };
+    let metrics = exporter.until(succeeded(1.0)).await;
+    let first = simulator.tally();
+    assert_eq!(metrics.instances(), held(&simulator));
+    assert_eq!(metrics.sum("zenlayer_exporter_polls_total"), 1.0, "no poll failed");
+    assert!(first.limited > 0, "the limit was never met");
+    assert!(first.limited < first.answered, "{first:?}");
+    exporter.until(succeeded(2.0)).await;
+    let second = simulator.tally().limited - first.limited;
+    assert!(second < first.limited, "{} refused at first, then {second}", first.limited);
+}
+
+/// What happens to the list after a page was read.
+#[derive(Debug, Clone)]
+enum Event {
+    Delete(prop::sample::Index),
+    Create(prop::sample::Index),
+    Change(prop::sample::Index),
+    Nothing,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => any::<prop::sample::Index>().prop_map(Event::Delete),
+        4 => any::<prop::sample::Index>().prop_map(Event::Create),
+        1 => any::<prop::sample::Index>().prop_map(Event::Change),
+        3 => Just(Event::Nothing),
+    ]
+}
+
+/// An account in memory, whose list changes by a script while it is read.
+struct Account {
+    state: Mutex<State>,
+    page_size: usize,
+    concurrency: usize,
+    missing_is_error: bool,
+    /// How often each page waits before it is read, in turn.
+    delays: Vec<u8>,
+    asked: AtomicUsize,
+}
+
+struct State {
+    list: Vec<(String, &'static str)>,
+    script: std::vec::IntoIter<Event>,
+    created: usize,
+    /// Every status each id has had since the poll began.
+    seen: BTreeMap<String, BTreeSet<&'static str>>,
+}
+
+impl State {
+    fn step(&mut self) {
+        let length = self.list.len();
+        match self.script.next() {
+            Some(Event::Delete(at)) if length > 0 => drop(self.list.remove(at.index(length))),
+            Some(Event::Create(at)) => {
+                self.created += 1;
+                self.list.insert(at.index(length + 1), (format!("new {}", self.created), "PENDING"));
+            }
+            Some(Event::Change(at)) if length > 0 => self.list[at.index(length)].1 = "STOPPED",
+            _ => {}
+        }
+        self.note();
+    }
+
+    fn note(&mut self) {
+        for (id, status) in &self.list {
+            self.seen.entry(id.clone()).or_default().insert(status);
+        }
+    }
+}
+
+fn page(total: usize, entries: &[(String, &str)]) -> Page {
+    let data_set: Vec<_> =
+        entries.iter().map(|(id, status)| json!({"instanceId": id, "instanceStatus": status})).collect();
+    let body = json!({"totalCount": total, "dataSet": data_set}).to_string();
+    let Answer::Page(page) = read_answer(body.as_bytes()).unwrap() else { panic!("not a page: {body}") };
+    page
+}
+
+impl Account {
+    async fn delay(&self) {
+        let turn = self.asked.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..self.delays[turn % self.delays.len()] {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Source for Account {
+    async fn page(&self, number: u64) -> Result<Page, ApiError> {
+        self.delay().await;
+        let mut state = self.state.lock().unwrap();
+        let start = (usize::try_from(number).unwrap() - 1) * self.page_size;
+        let entries: Vec<_> = state.list.iter().skip(start).take(self.page_size).cloned().collect();
+        let page = page(state.list.len(), &entries);
+        state.step();
+        Ok(page)
+    }
+
+    async fn look_up(&self, ids: &[&str]) -> Result<Page, ApiError> {
+        self.delay().await;
+        let mut state = self.state.lock().unwrap();
+        let entries: Vec<_> = state.list.iter().filter(|(id, _)| ids.contains(&&**id)).cloned().collect();
+        state.step();
+        if self.missing_is_error && entries.len() < ids.len() {
+            return Err(ApiError::new(Kind::NotFound, "one does not exist"));
+        }
+        Ok(page(entries.len(), &entries))
+    }
+
+    fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    fn concurrency(&self) -> usize {
+        self.concurrency
+    }
+}
+
+fn names(inventory: &Inventory) -> BTreeSet<String> {
+    inventory.iter().map(|instance| instance.id.to_owned()).collect()
+}
+
+async fn poll(account: &Account, previous: Option<&Inventory>, statuses: &mut Statuses) -> Collection {
+    collect_all(account, previous, statuses).await.unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Polls over a list that changes after every answer.
+    #[test]
+    fn whoever_existed_throughout_is_there_and_nobody_twice(
+        instances in 0_usize..60,
+        // With fewer, twenty look-ups of a page each are too few for the whole account, and what two walks miss is gone.
+        page_size in 5_usize..20,
+        concurrency in 1_usize..5,
+        missing_is_error: bool,
+        delays in prop::collection::vec(0_u8..5, 1..8),
+        script in prop::collection::vec(event(), 0..120),
+    ) {
+        let list: Vec<_> = (0..instances).map(|n| (format!("old {n}"), "RUNNING")).collect();
+        let state = State { list, script: Vec::new().into_iter(), created: 0, seen: BTreeMap::new() };
+        let account =
+            Account { state: state.into(), page_size, concurrency, missing_is_error, delays, asked: 0.into() };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut statuses = Statuses::documented(Service::Vm);
+            // The first poll, with nothing to compare with, sees a list at rest.
+            let mut previous = poll(&account, None, &mut statuses).await.inventory;
+            prop_assert_eq!(previous.len(), instances);
+            account.state.lock().unwrap().script = script.into_iter();
+            for _ in 0..4 {
+                let at_start = {
+                    let mut state = account.state.lock().unwrap();
+                    state.seen.clear();
+                    state.note();
+                    state.list.iter().map(|(id, _)| id.clone()).collect::<BTreeSet<_>>()
+                };
+                let inventory = poll(&account, Some(&previous), &mut statuses).await.inventory;
+                let state = account.state.lock().unwrap();
+                let at_end: BTreeSet<_> = state.list.iter().map(|(id, _)| id.clone()).collect();
+                let known = names(&previous);
+                let throughout = at_start.iter().filter(|id| at_end.contains(*id) && known.contains(*id));
+                let found = names(&inventory);
+                for id in throughout {
+                    prop_assert!(found.contains(id), "{} was there throughout", id);
+                }
+                prop_assert_eq!(found.len(), inventory.len(), "an id is there twice");
+                for instance in inventory.iter() {
+                    let had = state.seen.get(instance.id);
+                    prop_assert!(
+                        had.is_some_and(|had| had.contains(statuses.name(instance.status))),
+                        "{:?} was never so", instance
+                    );
+                }
+                drop(state);
+                previous = inventory;
+            }
+            Ok(())
+        })?;
+    }
+}
