@@ -82,10 +82,11 @@ async fn a_limit_of_five_a_second_is_learned() {
     assert_eq!(metrics.instances(), held(&simulator));
     assert_eq!(metrics.sum("zenlayer_exporter_polls_total"), 1.0, "no poll failed");
     assert!(first.limited > 0, "the limit was never met");
-    assert!(first.limited < first.answered, "{first:?}");
+    // Pauses alone, without fewer in flight and a gap between them, would have every second request refused.
+    assert!(first.limited * 2 < first.answered, "{first:?}");
     exporter.until(succeeded(2.0)).await;
     let second = simulator.tally().limited - first.limited;
-    assert!(second < first.limited, "{} refused at first, then {second}", first.limited);
+    assert!(second * 2 < first.limited, "{} refused at first, then {second}", first.limited);
 }
 
 /// What happens to the list after a page was read.
