@@ -100,6 +100,26 @@ async fn prometheus_shows_each_instance_in_the_status_it_is_in_and_no_other() {
 
 #[tokio::test]
 #[ignore = "needs prometheus and promtool: tests/run.sh"]
+async fn prometheus_answers_every_query_of_the_readme() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 50)).await.unwrap();
+    let exporter = Exporter::ready(config(&simulator, &[])).await;
+    let prometheus = Prometheus::scraping(exporter.address).await;
+    prometheus.until_it_shows(&held(&simulator)).await;
+    change_last(&simulator, "STOPPING");
+    prometheus.until_it_shows(&held(&simulator)).await;
+    let queries: Vec<_> = include_str!("../README.md")
+        .split("```promql\n")
+        .skip(1)
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert!(!queries.is_empty());
+    for query in queries {
+        assert_ne!(prometheus.query(query).await, Vec::<Value>::new(), "nothing comes of {query}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs prometheus and promtool: tests/run.sh"]
 async fn promtool_objects_to_the_api_s_own_label_names_alone() {
     for (service, series) in [(Service::Vm, "current"), (Service::Vm, "all"), (Service::Zec, "all")] {
         let simulator = Simulator::start(Knobs::still(service, 100)).await.unwrap();
