@@ -1,0 +1,111 @@
+//! What holds of every body the API, or something in between, may send.
+//!
+//! Shared by the fuzz targets and by `tests/corpus.rs`. The oracle is `serde_json::Value` and the rules of the
+//! reference written out once more: it must not know how `wire` reads a body.
+
+use serde_json::Value;
+use zenlayer_exporter::api::wire::{Answer, Page, Refusal, read_answer, read_refusal};
+
+/// The longest id or status that may become a label, in bytes.
+const LONGEST_LABEL: usize = 256;
+/// The longest text of a refusal, in characters: 300 and the mark of a cut.
+const LONGEST_REFUSAL: usize = 301;
+
+/// Checks what is made of the body of a successful answer.
+///
+/// # Panics
+/// When a property does not hold.
+pub fn page(body: &[u8]) {
+    let answer = read_answer(body);
+    match &answer {
+        Ok(Answer::Page(page)) => check_page(page),
+        Ok(Answer::Refusal(refusal)) => {
+            check_refusal(refusal);
+            assert_eq!(read_refusal(body).ok().as_ref(), Some(refusal), "a refusal is the same under any HTTP status");
+            assert_ne!(refusal.code.as_deref(), None, "an answer without a code is no refusal");
+        }
+        Err(_) => {}
+    }
+    // A body can be too deep for a `Value`, or have a number out of its range, where the reader skips it unread.
+    let Ok(document) = serde_json::from_slice::<Value>(body) else { return };
+    if let Ok(Answer::Page(page)) = &answer {
+        check_against(page, &document);
+    }
+    // Written anew, so that a key given twice, which the reader may reject, is given once.
+    let document_body = document.to_string();
+    if is_page(&document) {
+        match read_answer(document_body.as_bytes()) {
+            Ok(Answer::Page(page)) => check_against(&page, &document),
+            other => panic!("a page was not read as one: {other:?}: {document_body}"),
+        }
+    }
+}
+
+/// Checks what is made of the body of a refusal.
+///
+/// # Panics
+/// When a property does not hold.
+pub fn refusal(body: &[u8]) {
+    let Ok(refusal) = read_refusal(body) else { return };
+    check_refusal(&refusal);
+    let Ok(document) = serde_json::from_slice::<Value>(body) else { return };
+    for (field, text) in [("code", &refusal.code), ("message", &refusal.message), ("requestId", &refusal.request_id)] {
+        assert_eq!(text.is_some(), document[field].is_string(), "{field} is there when it is sent as a string");
+    }
+}
+
+fn check_page(page: &Page) {
+    assert_eq!(page.listed(), page.entries().len() + page.unusable, "listed is usable and unusable");
+    for (id, status) in page.entries() {
+        assert!(!id.is_empty(), "an empty id is not usable");
+        for label in [id, status] {
+            assert!(label.len() <= LONGEST_LABEL, "{} bytes are too long for a label", label.len());
+            assert!(!label.contains('\0'), "NUL in {label:?}");
+        }
+    }
+}
+
+fn check_refusal(Refusal { code, message, request_id }: &Refusal) {
+    for text in [code, message, request_id].into_iter().flatten() {
+        assert!(!text.contains(char::is_control), "a control character in {text:?}");
+        assert!(text.chars().count() <= LONGEST_REFUSAL, "too long for a log: {text:?}");
+    }
+}
+
+/// Compares a page with the oracle's reading of the same document.
+fn check_against(page: &Page, document: &Value) {
+    let payload = payload(document);
+    assert_eq!(Some(page.total_count), payload["totalCount"].as_u64(), "totalCount of {document}");
+    let listed = payload["dataSet"].as_array().map_or(&[][..], Vec::as_slice);
+    assert_eq!(page.listed(), listed.len(), "the number listed in {document}");
+    let expected = listed.iter().filter_map(|entry| {
+        let status = label(&entry["instanceStatus"]).unwrap_or_default();
+        Some((label(&entry["instanceId"])?, status))
+    });
+    assert!(page.entries().eq(expected), "the entries of {document}");
+}
+
+/// What holds `totalCount` and `dataSet`: `response`, or the document itself.
+fn payload(document: &Value) -> &Value {
+    if document["response"].is_object() { &document["response"] } else { document }
+}
+
+fn label(value: &Value) -> Option<&str> {
+    value.as_str().filter(|text| !text.is_empty() && text.len() <= LONGEST_LABEL && !text.contains('\0'))
+}
+
+/// Whether the reference lets the document be a page, whatever else is in it.
+fn is_page(document: &Value) -> bool {
+    let well_formed = |payload: &Value| {
+        let entries = &payload["dataSet"];
+        let objects = |entries: &Vec<Value>| entries.iter().all(|entry| entry.is_object() || entry.is_null());
+        (payload["totalCount"].is_null() || payload["totalCount"].is_u64())
+            && (entries.is_null() || entries.as_array().is_some_and(objects))
+    };
+    let response = &document["response"];
+    document.is_object()
+        && (response.is_null() || response.is_object())
+        && well_formed(document)
+        && well_formed(response)
+        && payload(document)["totalCount"].is_u64()
+}
