@@ -379,7 +379,8 @@ fn api_error(status: StatusCode, headers: &HeaderMap, refusal: Refusal) -> ApiEr
 }
 
 fn malformed(status: StatusCode, error: Malformed) -> ApiError {
-    ApiError::new(Kind::Body, format!("HTTP {}, but {error}", status.as_u16())).caused_by(error)
+    ApiError::new(Kind::Body, format!("HTTP {}, but {}", status.as_u16(), error::tame(&error.to_string())))
+        .caused_by(error)
 }
 
 /// The one place that tells the cases of the reference's Responses apart.

@@ -157,7 +157,7 @@ faults! {
         => "timeout", 4.0, "no complete answer from 127.0.0.1:";
     slow_drip: Fault::Drip(Duration::from_millis(100))
         => "timeout", 4.0, "no complete answer from 127.0.0.1:";
-    scalar_in_the_data_set: Fault::answer(200, r#"{"totalCount":1,"dataSet":[7]}"#)
+    data_set_that_is_no_list: Fault::answer(200, r#"{"totalCount":1,"dataSet":"none"}"#)
         => "body", 4.0, "the body is not the JSON it should be: invalid type";
     deep_json: Fault::answer(200, "[".repeat(1_000_000))
         => "body", 4.0, "HTTP 200, but the body is not the JSON it should be: ";

@@ -1,11 +1,13 @@
 //! What is on the wire ↔ what the exporter works with (reference: DescribeInstancesStatus, Responses).
 //!
-//! Invariant: an entry without a usable id is counted, never fatal; an answer without `totalCount` is never an
-//! empty account. It must not know how bytes are sent.
+//! Invariant: an entry without a usable id is counted, and fatal only where it breaks the JSON itself; an answer
+//! without `totalCount` is never an empty account. It must not know how bytes are sent.
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -127,15 +129,15 @@ pub enum Malformed {
 /// # Errors
 /// When it is not what the reference describes.
 pub fn read_answer(body: &[u8]) -> Result<Answer, Malformed> {
-    let mut envelope = read_envelope(body)?;
-    let flat = Payload { total_count: envelope.total_count, data_set: envelope.data_set.take() };
-    let Payload { total_count, data_set } = envelope.response.take().unwrap_or(flat);
+    let envelope: Envelope<'_> = read_object(body)?;
+    let flat = Payload { total_count: envelope.total_count, data_set: envelope.data_set };
+    let Payload { total_count, data_set } = envelope.response.0.unwrap_or(flat);
     match (total_count, envelope.code.usable()) {
         (Some(total_count), _) => {
             let page = data_set.map(|entries| entries.0).unwrap_or_default();
             Ok(Answer::Page(Page { total_count, ..page }))
         }
-        (None, Some(_)) => Ok(Answer::Refusal(envelope.refusal())),
+        (None, Some(_)) => read_refusal(body).map(Answer::Refusal),
         (None, None) => Err(Malformed::Shape),
     }
 }
@@ -143,39 +145,43 @@ pub fn read_answer(body: &[u8]) -> Result<Answer, Malformed> {
 /// Reads the body of a refusal; what it does not hold is `None`.
 ///
 /// # Errors
-/// When it is not JSON.
+/// When it is no JSON object.
 pub fn read_refusal(body: &[u8]) -> Result<Refusal, Malformed> {
-    Ok(read_envelope(body)?.refusal())
+    let words: Words<'_> = read_object(body)?;
+    let tamed = |text: Text<'_>| text.0.map(|text| super::error::tame(&text).into_boxed_str());
+    Ok(Refusal { code: tamed(words.code), message: tamed(words.message), request_id: tamed(words.request_id) })
 }
 
-fn read_envelope(body: &[u8]) -> Result<Envelope<'_>, Malformed> {
+fn read_object<'a, T: Shape<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
     let text = std::str::from_utf8(body)?;
     match text.trim_start().as_bytes().first() {
         None => Err(Malformed::Empty),
         Some(b'<') => Err(Malformed::Html),
-        Some(_) => Ok(serde_json::from_str(text)?),
+        Some(_) => serde_json::from_str::<Loose<T>>(text)?.0.ok_or(Malformed::Shape),
     }
 }
 
+/// The words of a refusal, whatever else is beside them.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
+struct Words<'a> {
     #[serde(borrow, default)]
     request_id: Text<'a>,
     #[serde(borrow, default)]
     code: Text<'a>,
     #[serde(borrow, default)]
     message: Text<'a>,
-    response: Option<Payload>,
-    total_count: Option<u64>,
-    data_set: Option<Entries>,
 }
 
-impl Envelope<'_> {
-    fn refusal(&self) -> Refusal {
-        let owned = |text: &Text<'_>| text.0.as_ref().map(|text| super::error::tame(text).into_boxed_str());
-        Refusal { code: owned(&self.code), message: owned(&self.message), request_id: owned(&self.request_id) }
-    }
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    #[serde(borrow, default)]
+    code: Text<'a>,
+    #[serde(default)]
+    response: Loose<Payload>,
+    total_count: Option<u64>,
+    data_set: Option<Entries>,
 }
 
 #[derive(Deserialize)]
@@ -183,6 +189,15 @@ impl Envelope<'_> {
 struct Payload {
     total_count: Option<u64>,
     data_set: Option<Entries>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry<'a> {
+    #[serde(borrow, default)]
+    instance_id: Text<'a>,
+    #[serde(borrow, default)]
+    instance_status: Text<'a>,
 }
 
 /// `dataSet`, read straight into a page: no list of strings in between.
@@ -201,7 +216,7 @@ impl<'de> Deserialize<'de> for Entries {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Entries, A::Error> {
                 let mut page = Page::default();
-                while let Some(entry) = entries.next_element::<Option<Entry<'de>>>()? {
+                while let Some(Loose(entry)) = entries.next_element::<Loose<Entry<'de>>>()? {
                     page.push(&entry.unwrap_or_default());
                 }
                 Ok(Entries(page))
@@ -212,18 +227,8 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Entry<'a> {
-    #[serde(borrow, default)]
-    instance_id: Text<'a>,
-    #[serde(borrow, default)]
-    instance_status: Text<'a>,
-}
-
-/// A string, borrowed from the body where nothing in it is escaped; anything else in its place is `None`.
-#[derive(Default)]
-struct Text<'a>(Option<Cow<'a, str>>);
+/// A string, borrowed from the body where nothing in it is escaped.
+type Text<'a> = Loose<Cow<'a, str>>;
 
 impl Text<'_> {
     /// NUL ends the input of some scrapers, so it makes a text unusable as a label.
@@ -232,27 +237,76 @@ impl Text<'_> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TextVisitor).map(Text)
+/// A value of the shape that is expected, or `None` where anything else stands in its place.
+struct Loose<T>(Option<T>);
+
+impl<T> Default for Loose<T> {
+    fn default() -> Self {
+        Self(None)
     }
 }
 
-struct TextVisitor;
+/// What can be expected: each shape takes one kind of JSON value.
+trait Shape<'de>: Sized {
+    fn from_text(_: Cow<'de, str>) -> Option<Self> {
+        None
+    }
 
-impl<'de> Visitor<'de> for TextVisitor {
-    type Value = Option<Cow<'de, str>>;
+    fn from_object<A: MapAccess<'de>>(mut entries: A) -> Result<Option<Self>, A::Error> {
+        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+}
+
+impl<'de: 'a, 'a> Shape<'de> for Cow<'a, str> {
+    fn from_text(text: Cow<'de, str>) -> Option<Self> {
+        Some(text)
+    }
+}
+
+/// Derived code alone would take an array for an object, field by field.
+macro_rules! objects {
+    ($($object:ty),*) => {$(
+        impl<'de> Shape<'de> for $object {
+            fn from_object<A: MapAccess<'de>>(entries: A) -> Result<Option<Self>, A::Error> {
+                Self::deserialize(MapAccessDeserializer::new(entries)).map(Some)
+            }
+        }
+    )*};
+}
+
+objects!(Envelope<'de>, Words<'de>, Payload, Entry<'de>);
+
+impl<'de, T: Shape<'de>> Deserialize<'de> for Loose<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LooseVisitor(PhantomData)).map(Loose)
+    }
+}
+
+struct LooseVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Shape<'de>> Visitor<'de> for LooseVisitor<T> {
+    type Value = Option<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
+        f.write_str("any value")
     }
 
     fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Borrowed(text)))
+        Ok(T::from_text(Cow::Borrowed(text)))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Owned(text.to_owned())))
+        Ok(T::from_text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<Self::Value, A::Error> {
+        T::from_object(entries)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
@@ -272,16 +326,6 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(None)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
-        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(None)
     }
 }
@@ -339,12 +383,12 @@ mod tests {
     fn entries_without_a_usable_id_are_counted() {
         let long = "x".repeat(10_000);
         let body = format!(
-            r#"{{"totalCount":9,"dataSet":[null,{{}},{{"instanceId":null}},{{"instanceId":""}},{{"instanceId":7}},
+            r#"{{"totalCount":9,"dataSet":[null,7,["a","RUNNING"],{{}},{{"instanceId":null}},{{"instanceId":""}},{{"instanceId":7}},
             {{"instanceId":["a"]}},{{"instanceId":"{long}"}},{{"instanceId":"\u0000"}},{{"instanceId":"good"}}]}}"#
         );
         let page = page(&body);
-        assert_eq!(page.unusable, 8);
-        assert_eq!(page.listed(), 9);
+        assert_eq!(page.unusable, 10);
+        assert_eq!(page.listed(), 11);
         assert_eq!(page.entries().collect::<Vec<_>>(), [("good", "")]);
     }
 
@@ -369,9 +413,17 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_keeps_its_words_whatever_is_beside_them() {
+        let body = br#"{"code":"X","requestId":"T1","message":7,"response":"none","totalCount":"n/a","dataSet":{}}"#;
+        let refusal = Refusal { code: Some("X".into()), message: None, request_id: Some("T1".into()) };
+        assert_eq!(read_refusal(body).unwrap(), refusal);
+    }
+
+    #[test]
     fn what_is_no_answer_says_why() {
         assert_eq!(malformed(b""), "the body is empty");
         assert_eq!(malformed(b" \n<html>"), "the body is HTML, not JSON");
+        assert_eq!(malformed(b"[null,3,[]]"), "the body has neither totalCount nor code");
         assert_eq!(malformed(b"{}"), "the body has neither totalCount nor code");
         assert_eq!(malformed(b"{\"response\":{}}"), "the body has neither totalCount nor code");
         assert_eq!(malformed(b"{\"totalCount\":1,\"x\":\"\xff\"}"), "the body is not UTF-8");
