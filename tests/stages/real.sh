@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The tests of tests/real.rs: the vendor's SDK, Prometheus and promtool, each as Debian and PyPI have it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+. tests/lib.sh
+
+# The version whose requests the tests were last held against: a release of the vendor's must not turn them red.
+readonly sdk=zenlayercloud-sdk-python==2.0.77
+readonly prometheus_3=$PWD/target/prometheus-3 next_release=forky
+
+# The tests with real tools whose names match, or all.
+real_tests() {
+    cargo test --locked --test real -- --ignored "$@"
+}
+
+run_real_tests() {
+    local listed passed log=target/real.log
+    prometheus --version 2>&1 | sed -n '1s/ (.*//p'
+    listed=$(real_tests "$@" --list | grep -c ': test$' || true)
+    real_tests "$@" | tee "$log"
+    passed=$(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' "$log")
+    if [ "$listed" -eq 0 ] || [ "$passed" != "$listed" ]; then
+        fail "$listed tests need real tools, ${passed:-none} ran: look for what skips them in tests/real.rs"
+    fi
+}
+
+# Debian's next release, read with settings and lists apart from the machine's own; nothing is installed.
+apt_of_next_release() {
+    local mirror
+    # shellcheck disable=SC2016 # apt-get expands it.
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sed -n 1p)
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $next_release main" >sources
+    mkdir -p state/lists/partial cache/archives/partial
+    apt-get -qq -o Dir::State="$PWD/state" -o Dir::State::status=/dev/null -o Dir::Cache="$PWD/cache" \
+        -o Dir::Etc::sourcelist="$PWD/sources" -o Dir::Etc::sourceparts=- -o APT::Sandbox::User=root \
+        -o Acquire::Languages=none "$@"
+}
+
+# Runs as a condition, where `set -e` has no effect: hence the chain.
+unpack_prometheus_3() (
+    rm -rf "$prometheus_3.part" &&
+        mkdir -p "$prometheus_3.part" &&
+        cd "$prometheus_3.part" &&
+        apt_of_next_release update &&
+        apt_of_next_release download prometheus promtool &&
+        for package in *.deb; do dpkg-deb -x "$package" root || exit; done &&
+        root/usr/bin/prometheus --version | grep '^prometheus, version 3' &&
+        root/usr/bin/promtool --version >/dev/null &&
+        mv root "$prometheus_3" &&
+        rm -r "$prometheus_3.part"
+) >/dev/null 2>&1
+
+install_prometheus
+install_python "$sdk"
+export ZENLAYER_EXPORTER_TEST_PYTHON=$python/bin/python
+run_real_tests
+if [ -d "$prometheus_3" ] || unpack_prometheus_3; then
+    PATH=$prometheus_3/usr/bin:$PATH run_real_tests prometheus promtool
+else
+    echo "skipped: the same tests with Prometheus 3, which cannot be had here"
+fi
