@@ -54,6 +54,15 @@ pub enum Target {
     },
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Account { endpoint, .. } => f.write_str(endpoint.as_str().trim_end_matches('/')),
+            Self::Demo { instances } => write!(f, "a simulation of {instances} instances that do not exist"),
+        }
+    }
+}
+
 /// Where the key or token comes from.
 #[derive(Debug, Clone)]
 pub enum CredentialSource {

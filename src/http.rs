@@ -4,6 +4,7 @@
 //! not know the API.
 
 mod body;
+pub mod page;
 pub mod probe;
 pub mod route;
 

@@ -42,6 +42,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::{ApiError, Backoff, Client};
 use crate::config::{Config, Target};
+use crate::http::page::About;
 use crate::http::route::Site;
 use crate::poller::Poller;
 use crate::simulator::{Knobs, Simulator};
@@ -145,6 +146,11 @@ pub async fn run_with(
     let site = Arc::new(Site {
         published,
         telemetry,
+        about: About {
+            service: config.api.service.name(),
+            polled: config.target.to_string(),
+            interval: config.poll.interval,
+        },
         telemetry_path: config.web.telemetry_path.clone(),
         longest_silence: config.poll.timeout + config.poll.interval + SLACK,
     });

@@ -13,7 +13,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
-use zenlayer_exporter::config::{Command, Config, Flags, Log, Target, Web};
+use zenlayer_exporter::config::{Command, Config, Flags, Log, Web};
 use zenlayer_exporter::http;
 
 /// The command was used incorrectly (`EX_USAGE` of sysexits.h).
@@ -117,16 +117,12 @@ fn start_logging(log: Log) {
 }
 
 fn announce(config: &Config, listeners: &[TcpListener]) {
-    let polled = match &config.target {
-        Target::Account { endpoint, .. } => endpoint.to_string(),
-        Target::Demo { instances } => format!("a simulation of {instances} instances"),
-    };
     let interval = humantime::format_duration(config.poll.interval);
     tracing::info!(
         version = zenlayer_exporter::VERSION,
         revision = zenlayer_exporter::REVISION,
         service = config.api.service.name(),
-        polling = polled,
+        polling = %config.target,
         every = %interval,
         "zenlayer-exporter starts"
     );

@@ -85,7 +85,7 @@ impl Status {
 /// Every status known so far: the documented ones, then any other in the order it was first seen.
 ///
 /// It lives as long as the process, which keeps a [`Status`] comparable from poll to poll.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Statuses {
     names: Vec<Box<str>>,
 }

@@ -22,7 +22,7 @@ pub struct Poller {
     settings: Poll,
     series: StatusSeries,
     statuses: Statuses,
-    previous: Option<Inventory>,
+    previous: Option<Arc<Inventory>>,
     published: Arc<Published>,
     telemetry: Arc<Telemetry>,
 }
@@ -84,7 +84,7 @@ impl Poller {
         let named: Vec<_> = self.client.settings().instance_ids.iter().map(String::as_str).collect();
         let collected = async {
             if named.is_empty() {
-                inventory::collect_all(&session, self.previous.as_ref(), &mut self.statuses).await
+                inventory::collect_all(&session, self.previous.as_deref(), &mut self.statuses).await
             } else {
                 inventory::collect_named(&session, &named, &mut self.statuses).await
             }
@@ -98,13 +98,15 @@ impl Poller {
     /// Returns how many instances there are.
     fn publish(&mut self, collection: Collection, ended: Instant, took: Duration) -> usize {
         let Collection { inventory, corrections, pages } = collection;
+        let inventory = Arc::new(inventory);
         let changes = self.previous.as_ref().map(|previous| previous.changes_to(&inventory)).unwrap_or_default();
         for &(from, to) in &changes.transitions {
             self.telemetry.transition(self.statuses.name(from), self.statuses.name(to));
         }
         self.telemetry.corrected(corrections);
         let text = exposition::render(&inventory, &self.statuses, self.series).into();
-        self.published.publish(Snapshot { text, taken_at: ended });
+        let statuses = self.statuses.clone();
+        self.published.publish(Snapshot { text, inventory: Arc::clone(&inventory), statuses, taken_at: ended });
         let instances = inventory.len();
         self.previous = Some(inventory);
         tracing::info!(

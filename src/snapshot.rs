@@ -9,11 +9,17 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::model::{Inventory, Statuses};
+
 /// What one successful poll has to show.
 #[derive(Debug)]
 pub struct Snapshot {
     /// The instance series in the text format.
     pub text: Bytes,
+    /// What it was rendered from.
+    pub inventory: Arc<Inventory>,
+    /// Every status known by then.
+    pub statuses: Statuses,
     /// When the poll ended.
     pub taken_at: Instant,
 }
@@ -97,6 +103,7 @@ fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Service;
 
     #[tokio::test(start_paused = true)]
     async fn a_snapshot_is_served_until_it_is_too_old() {
@@ -104,7 +111,12 @@ mod tests {
         assert!(!published.is_ready());
         assert!(published.fresh(Instant::now()).is_none());
         let taken_at = Instant::now();
-        published.publish(Snapshot { text: Bytes::from_static(b"a 1\n"), taken_at });
+        published.publish(Snapshot {
+            text: Bytes::from_static(b"a 1\n"),
+            inventory: Arc::default(),
+            statuses: Statuses::documented(Service::Vm),
+            taken_at,
+        });
         assert!(published.fresh(taken_at + Duration::from_mins(5)).is_some());
         assert!(published.fresh(taken_at + Duration::from_secs(301)).is_none());
         assert!(published.is_ready(), "readiness is about the first success");

@@ -180,7 +180,7 @@ async fn the_paths_answer_as_documented() {
     assert_eq!(get("/m").await.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     assert_eq!(get("/healthz").await.text(), "ok\n");
     assert_eq!(get("/readyz").await.text(), "ready\n");
-    assert!(get("/").await.text().contains("found 5 instances"));
+    assert!(get("/").await.text().contains("5 instances, polled "));
     assert_eq!(get("/metrics").await.status, 404);
 
     let posted = request(exporter.address, Method::POST, "/m", &[]).await;

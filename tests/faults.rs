@@ -7,37 +7,29 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 use std::time::Duration;
 
 use common::{Exporter, Metrics, config, held};
 use tokio::net::TcpListener;
-use tracing_subscriber::fmt::MakeWriter;
 use zenlayer_exporter::config::{Config, CredentialSource, SecretSource, Target};
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::simulator::{Fault, KEY_ID, Knobs, PASSWORD, Simulator};
 
-/// Everything that was logged, for a test to read.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    /// Logs of this test's thread, on which its exporter runs too, go to the log that is returned.
-    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
-        let log = Self::default();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
-        (log, tracing::subscriber::set_default(subscriber))
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
+thread_local! {
+    /// What was logged on this thread: each test has one of its own, on which its exporter runs too.
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-impl Write for Log {
+/// Appends to the log of the thread that logs.
+#[derive(Clone, Copy)]
+struct ToLog;
+
+impl Write for ToLog {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        LOG.with_borrow_mut(|log| log.write(bytes))
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -45,12 +37,15 @@ impl Write for Log {
     }
 }
 
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
+/// One subscriber for all tests: with one a test, what a thread hears would depend on what others do meanwhile.
+fn start_log() {
+    static START: Once = Once::new();
+    START.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| ToLog).init());
+    LOG.take();
+}
 
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
+fn log() -> String {
+    LOG.with_borrow(|log| String::from_utf8(log.clone()).unwrap())
 }
 
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
@@ -76,7 +71,7 @@ struct Seen {
 
 /// Lets a fault begin, last for some polls, and end. `tries` is how often each request is sent while it lasts.
 async fn endure(fault: impl FnOnce(&mut Knobs), seen: Seen) {
-    let (log, _guard) = Log::start();
+    start_log();
     let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
     let exporter = Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
     let retries = |metrics: &Metrics| metrics.sum("zenlayer_exporter_api_retries_total");
@@ -89,8 +84,8 @@ async fn endure(fault: impl FnOnce(&mut Knobs), seen: Seen) {
     assert_eq!(second.value("zenlayer_up", &[]), Some(0.0));
     assert_eq!(second.instances(), held(&simulator), "the last good answer stays");
     assert_eq!(retries(&second) > retries(&first), seen.tries > 1.0, "{}", second.text);
-    assert!(log.text().contains(seen.says), "the log does not say {:?}:\n{}", seen.says, log.text());
-    assert!(log.text().contains("poll failed"), "{}", log.text());
+    assert!(log().contains(seen.says), "the log does not say {:?}:\n{}", seen.says, log());
+    assert!(log().contains("poll failed"), "{}", log());
 
     simulator.set(|knobs| *knobs = Knobs::still(Service::Vm, 25));
     let ended = polls(&exporter.metrics().await);
@@ -193,7 +188,7 @@ async fn an_endless_body() {
 
 #[tokio::test]
 async fn connection_refused_and_back() {
-    let (log, _guard) = Log::start();
+    start_log();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let knobs = Knobs::still(Service::Vm, 25);
@@ -204,7 +199,7 @@ async fn connection_refused_and_back() {
     let connect = [("outcome", "connect")];
     exporter.until(|metrics| metrics.value("zenlayer_exporter_polls_total", &connect) >= Some(1.0)).await;
     let says = format!("no connection to {address}: Connection refused (os error 111), 4 tries: check the network");
-    assert!(log.text().contains(&says), "{}", log.text());
+    assert!(log().contains(&says), "{}", log());
     assert_eq!(exporter.metrics().await.instances(), held);
 
     let _simulator = Simulator::start_on(TcpListener::bind(address).await.unwrap(), knobs).unwrap();

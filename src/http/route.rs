@@ -4,7 +4,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -14,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::body::Frames;
+use super::page::{self, About, View};
 use crate::snapshot::Published;
 use crate::telemetry::Telemetry;
 
@@ -62,6 +63,8 @@ pub struct Site {
     pub published: Arc<Published>,
     /// The exporter's own metrics.
     pub telemetry: Arc<Telemetry>,
+    /// What the page for a person says this is.
+    pub about: About,
     /// Where the metrics are.
     pub telemetry_path: String,
     /// How long the poller may be silent before the process is unhealthy.
@@ -130,26 +133,22 @@ impl Site {
     }
 
     fn home(&self) -> Response<Frames> {
-        let last_poll = match self.published.last_report() {
-            None => "The first poll is under way.".to_owned(),
-            Some(report) => {
-                let at = humantime::format_rfc3339_seconds(report.at);
-                match report.outcome {
-                    Ok(instances) => format!("The last poll ended at {at} and found {instances} instances."),
-                    Err(error) => format!("The last poll ended at {at} and failed: {}.", escape_html(&error)),
-                }
-            }
-        };
-        let page = format!(
-            "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width\">\n<title>zenlayer-exporter</title>\n\
-             <h1>zenlayer-exporter {version}</h1>\n<p>{last_poll}</p>\n<ul>\n\
-             <li><a href=\"{metrics}\">Metrics</a></li>\n<li><a href=\"/healthz\">Health</a></li>\n\
-             <li><a href=\"/readyz\">Readiness</a></li>\n</ul>\n</html>\n",
-            version = crate::VERSION,
-            metrics = escape_html(&self.telemetry_path),
-        );
-        answer(StatusCode::OK, HTML, page.into())
+        let now = Instant::now();
+        let (report, snapshot) = (self.published.last_report(), self.published.fresh(now));
+        let page = page::render(&View {
+            about: &self.about,
+            report: report.as_ref(),
+            served: snapshot.as_deref().map(|snapshot| (snapshot, now.saturating_duration_since(snapshot.taken_at))),
+            telemetry_path: &self.telemetry_path,
+            now: SystemTime::now(),
+        });
+        let mut response = answer(StatusCode::OK, HTML, page.into());
+        let headers = response.headers_mut();
+        let policy = HeaderValue::from_str(&page::SECURITY_POLICY).expect("a policy of plain words is a header value");
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        response
     }
 }
 
@@ -167,7 +166,9 @@ fn not_found(telemetry_path: &str) -> Response<Frames> {
 fn answer(status: StatusCode, content_type: &'static str, body: Frames) -> Response<Frames> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
@@ -204,21 +205,19 @@ fn gzip(parts: &[&[u8]]) -> Bytes {
     encoder.finish().expect(IN_MEMORY).into()
 }
 
-fn escape_html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::model::{Service, Statuses};
     use crate::snapshot::{Report, Snapshot};
 
     fn site() -> Site {
         Site {
             published: Arc::new(Published::new(Duration::from_mins(5))),
             telemetry: Arc::new(Telemetry::default()),
+            about: About { service: "vm", polled: "nothing".to_owned(), interval: Duration::from_secs(30) },
             telemetry_path: "/metrics".to_owned(),
             longest_silence: Duration::from_mins(3),
         }
@@ -268,14 +267,18 @@ mod tests {
         let failed = Report { at: std::time::UNIX_EPOCH, outcome: Err("<no> connection".to_owned()) };
         site.published.report(failed);
         assert_eq!(get(&site, "/readyz").await, (503, "no poll has succeeded yet: <no> connection\n".to_owned()));
-        assert!(get(&site, "/").await.1.contains("at 1970-01-01T00:00:00Z and failed: &lt;no&gt; connection."));
+        assert!(get(&site, "/").await.1.contains(" ago: &lt;no&gt; connection"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn health_is_about_the_poll_loop() {
         let site = site();
-        let snapshot = Snapshot { text: Bytes::from_static(b"a 1\n"), taken_at: Instant::now() };
-        site.published.publish(snapshot);
+        site.published.publish(Snapshot {
+            text: Bytes::from_static(b"a 1\n"),
+            inventory: Arc::default(),
+            statuses: Statuses::documented(Service::Vm),
+            taken_at: Instant::now(),
+        });
         assert_eq!(get(&site, "/readyz").await, (200, "ready\n".to_owned()));
         assert_eq!(get(&site, "/healthz").await, (200, "ok\n".to_owned()));
         tokio::time::advance(Duration::from_secs(181)).await;

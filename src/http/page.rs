@@ -1,0 +1,222 @@
+//! The page for a person at `/`: what is running, how the last poll went, what is not RUNNING.
+//!
+//! Invariant: every value from outside is escaped, and nothing is loaded from anywhere else, which the content
+//! security policy holds the browser to. It must not know sockets or how a poll is done.
+
+use std::fmt::Write;
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use ring::digest;
+
+use crate::snapshot::{Report, Snapshot};
+
+const STYLE: &str = include_str!("page/style.css");
+const SCRIPT: &str = include_str!("page/update.js");
+/// The status of an instance that needs no one's attention.
+const RUNNING: &str = "RUNNING";
+/// Instances listed at most: a page of more helps nobody.
+const MOST_LISTED: usize = 200;
+
+/// Allows this very style and script, and requests to nobody else.
+pub(super) static SECURITY_POLICY: LazyLock<String> = LazyLock::new(|| {
+    let hash = |text: &str| BASE64_STANDARD.encode(digest::digest(&digest::SHA256, text.as_bytes()));
+    format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'",
+        hash(STYLE),
+        hash(SCRIPT)
+    )
+});
+
+/// What this exporter is there for.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// The service whose instances are watched.
+    pub service: &'static str,
+    /// What is polled, in words.
+    pub polled: String,
+    /// How often.
+    pub interval: Duration,
+}
+
+/// What there is to show.
+pub(super) struct View<'a> {
+    pub(super) about: &'a About,
+    pub(super) report: Option<&'a Report>,
+    /// The answer that is served now, with its age.
+    pub(super) served: Option<(&'a Snapshot, Duration)>,
+    pub(super) telemetry_path: &'a str,
+    pub(super) now: SystemTime,
+}
+
+pub(super) fn render(view: &View<'_>) -> String {
+    let About { service, polled, interval } = view.about;
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>zenlayer-exporter</title>\n\
+         <style>{STYLE}</style>\n</head>\n<body>\n<h1>zenlayer-exporter {}</h1>\n\
+         <p class=\"muted\">polls {} (<code>{service}</code>) every {}</p>\n\
+         <p id=\"lost\" class=\"state bad\" hidden>The exporter does not answer: what follows is old.</p>\n<main>\n",
+        escape(crate::VERSION),
+        escape(polled),
+        humantime::format_duration(*interval),
+    );
+    state(&mut page, view);
+    if let Some((snapshot, _)) = view.served {
+        counts(&mut page, snapshot);
+        others(&mut page, snapshot);
+    }
+    let metrics = escape(view.telemetry_path);
+    page.extend([
+        "</main>\n<nav><a href=\"",
+        &metrics,
+        "\">metrics</a> <a href=\"/healthz\">health</a> <a href=\"/readyz\">readiness</a></nav>\n<script>",
+        SCRIPT,
+        "</script>\n</body>\n</html>\n",
+    ]);
+    page
+}
+
+/// One line that says whether to trust the rest.
+fn state(page: &mut String, view: &View<'_>) {
+    let shown_age = view.served.map(|(_, age)| seconds(age));
+    let (class, text, cause) = match (view.report, shown_age) {
+        (None, _) => ("warn", "The first poll is under way.".to_owned(), None),
+        (Some(Report { outcome: Ok(instances), .. }), Some(age)) => {
+            ("good", format!("{instances} instances, polled {age} ago."), None)
+        }
+        (Some(Report { outcome: Ok(_), .. }), None) => {
+            ("bad", "The last answer is too old to be shown: the poll loop does not move.".to_owned(), None)
+        }
+        (Some(Report { outcome: Err(error), .. }), Some(age)) => {
+            ("warn", format!("The last poll failed. What follows is {age} old."), Some(error))
+        }
+        (Some(Report { outcome: Err(error), .. }), None) => {
+            ("bad", "Polls fail, and there is no answer young enough to be shown.".to_owned(), Some(error))
+        }
+    };
+    page.extend(["<p class=\"state ", class, "\">", &text, "</p>\n"]);
+    if let (Some(cause), Some(report)) = (cause, view.report) {
+        let ago = seconds(view.now.duration_since(report.at).unwrap_or_default());
+        page.extend(["<p>", &ago, " ago: ", &escape(cause), "</p>\n"]);
+    }
+}
+
+fn counts(page: &mut String, snapshot: &Snapshot) {
+    page.push_str("<h2>By status</h2>\n<table id=\"counts\">\n");
+    let total = snapshot.inventory.len().max(1);
+    let counts = snapshot.inventory.count_by_status(&snapshot.statuses);
+    for (name, count) in snapshot.statuses.names().zip(counts) {
+        let class = if count == 0 { " class=\"none\"" } else { "" };
+        let name = shown_status(name);
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            page,
+            "<tr{class}><th scope=\"row\">{name}</th><td class=\"count\">{count}</td>\
+             <td class=\"bar\"><meter max=\"{total}\" value=\"{count}\">{count} of {total}</meter></td></tr>"
+        );
+    }
+    page.push_str("</table>\n");
+}
+
+fn others(page: &mut String, snapshot: &Snapshot) {
+    let is_other = |name: &str| name != RUNNING;
+    let others = || snapshot.inventory.iter().filter(|instance| is_other(snapshot.statuses.name(instance.status)));
+    let count = others().count();
+    if count == 0 {
+        page.push_str("<h2>Every instance is RUNNING</h2>\n");
+        return;
+    }
+    let _ = writeln!(page, "<h2>{count} not RUNNING</h2>\n<table id=\"others\">");
+    for instance in others().take(MOST_LISTED) {
+        let status = shown_status(snapshot.statuses.name(instance.status));
+        page.extend(["<tr><td>", &escape(instance.id), "</td><td>", &status, "</td></tr>\n"]);
+    }
+    page.push_str("</table>\n");
+    if count > MOST_LISTED {
+        let _ = writeln!(page, "<p class=\"muted\">and {} more</p>", count - MOST_LISTED);
+    }
+}
+
+fn shown_status(name: &str) -> String {
+    if name.is_empty() { "(no status)".to_owned() } else { escape(name) }
+}
+
+fn seconds(span: Duration) -> String {
+    humantime::format_duration(Duration::from_secs(span.as_secs())).to_string()
+}
+
+/// Text as it may stand between tags and in quoted attributes.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::model::{Service, Sightings, Statuses};
+
+    fn snapshot(entries: &[(&str, &str)]) -> Snapshot {
+        let mut statuses = Statuses::documented(Service::Vm);
+        let mut sightings = Sightings::default();
+        for (id, status) in entries {
+            sightings.push(id, status, &mut statuses).unwrap();
+        }
+        let inventory = Arc::new(sightings.into_inventory());
+        Snapshot { text: Bytes::new(), inventory, statuses, taken_at: Instant::now() }
+    }
+
+    fn page(outcome: Option<Result<usize, &str>>, served: Option<&Snapshot>) -> String {
+        let about = About { service: "vm", polled: "https://<api>".to_owned(), interval: Duration::from_secs(30) };
+        let at = SystemTime::UNIX_EPOCH;
+        let report = outcome.map(|outcome| Report { at, outcome: outcome.map_err(str::to_owned) });
+        render(&View {
+            about: &about,
+            report: report.as_ref(),
+            served: served.map(|snapshot| (snapshot, Duration::from_secs(65))),
+            telemetry_path: "/metrics",
+            now: at + Duration::from_secs(5),
+        })
+    }
+
+    #[test]
+    fn every_value_is_escaped() {
+        let hostile = "<script>alert(1)</script>";
+        let page = page(Some(Err("<b>\"&'")), Some(&snapshot(&[(hostile, "<i>")])));
+        assert!(page.contains("<td>&lt;script&gt;alert(1)&lt;/script&gt;</td><td>&lt;i&gt;</td>"), "{page}");
+        assert!(page.contains("5s ago: &lt;b&gt;&quot;&amp;&#39;</p>"), "{page}");
+        assert!(page.contains("polls https://&lt;api&gt; (<code>vm</code>) every 30s"), "{page}");
+        assert_eq!(page.matches("<script>").count(), 1, "the page's own and no other");
+    }
+
+    #[test]
+    fn it_says_first_whether_to_trust_it() {
+        let one = snapshot(&[("a", "RUNNING")]);
+        assert!(page(None, None).contains(r#"<p class="state warn">The first poll is under way.</p>"#));
+        assert!(page(Some(Ok(1)), Some(&one)).contains(r#"<p class="state good">1 instances, polled 1m 5s ago.</p>"#));
+        let failed = page(Some(Err("no connection")), Some(&one));
+        assert!(failed.contains(r#"<p class="state warn">The last poll failed. What follows is 1m 5s old.</p>"#));
+        let gone = page(Some(Err("no connection")), None);
+        assert!(gone.contains(r#"<p class="state bad">Polls fail, and there is no answer young enough"#), "{gone}");
+        assert!(!gone.contains("By status"));
+    }
+
+    #[test]
+    fn those_that_do_not_run_are_listed_up_to_a_bound() {
+        assert!(page(Some(Ok(1)), Some(&snapshot(&[("a", "RUNNING")]))).contains("Every instance is RUNNING"));
+        let ids: Vec<_> = (0..250).map(|n| format!("i-{n:03}")).collect();
+        let stopped: Vec<_> = ids.iter().map(|id| (&**id, "STOPPED")).collect();
+        let page = page(Some(Ok(250)), Some(&snapshot(&stopped)));
+        assert!(page.contains("<h2>250 not RUNNING</h2>"));
+        assert!(page.contains("<td>i-199</td><td>STOPPED</td>") && !page.contains("<td>i-200</td>"));
+        assert!(page.contains("and 50 more"));
+    }
+}
