@@ -33,6 +33,7 @@ pub mod simulator;
 pub mod snapshot;
 pub mod telemetry;
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,28 +120,34 @@ async fn connect(
     Ok((Client::new(&endpoint, credentials, config.api.clone(), backoff, observer)?, simulator))
 }
 
+/// What a caller may bring besides the settings.
+#[derive(Default)]
+pub struct Options {
+    /// Waits between tries; a test need not wait as long as an operator.
+    pub backoff: Backoff,
+    /// Who is to hear that the process does its work.
+    pub watchdog: Option<Watchdog>,
+}
+
+/// Hears regularly from a process that does its work, and nothing from one that does not.
+pub struct Watchdog {
+    /// How often.
+    pub every: Duration,
+    /// Tells it.
+    pub pat: Box<dyn FnMut() + Send>,
+}
+
 /// Polls and serves until `shutdown`.
 ///
 /// # Errors
 /// When the client cannot be built, or when the poll loop ends before `shutdown`.
 pub async fn run(
     config: Config,
+    options: Options,
     listeners: Vec<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    run_with(config, Backoff::default(), listeners, shutdown).await
-}
-
-/// [`run`] with waits of the caller's choosing, so that a test need not wait as long as an operator.
-///
-/// # Errors
-/// As [`run`].
-pub async fn run_with(
-    config: Config,
-    backoff: Backoff,
-    listeners: Vec<TcpListener>,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(), RunError> {
+    let Options { backoff, watchdog } = options;
     let telemetry = Arc::new(Telemetry::of_process());
     let Exporter { poller, published, _simulator } = Exporter::start(&config, backoff, &telemetry).await?;
     let site = Arc::new(Site {
@@ -154,8 +161,25 @@ pub async fn run_with(
         telemetry_path: config.web.telemetry_path.clone(),
         longest_silence: config.poll.timeout + config.poll.interval + SLACK,
     });
-    let serving = http::serve(listeners, site, config.web.max_connections, shutdown);
+    let serving = async {
+        tokio::select! {
+            () = http::serve(listeners, Arc::clone(&site), config.web.max_connections, shutdown) => {}
+            never = pat_while_healthy(&site, watchdog) => match never {},
+        }
+    };
     while_polling(tokio::spawn(poller.run()), serving).await
+}
+
+async fn pat_while_healthy(site: &Site, watchdog: Option<Watchdog>) -> Infallible {
+    let Some(Watchdog { every, mut pat }) = watchdog else {
+        return std::future::pending().await;
+    };
+    loop {
+        if site.is_healthy() {
+            pat();
+        }
+        tokio::time::sleep(every).await;
+    }
 }
 
 /// Serves for as long as the poll task lives: with a dead poller, a server only looks healthy.
@@ -193,6 +217,8 @@ pub async fn check(config: &Config) -> Result<u64, RunError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     #[tokio::test]
@@ -201,6 +227,27 @@ mod tests {
         let error = while_polling(poller, std::future::pending()).await.unwrap_err().to_string();
         assert!(error.starts_with("the poll loop ended: "), "{error}");
         assert!(error.contains("out of cheese"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_hears_nothing_from_a_loop_that_is_stuck() {
+        let site = Site {
+            published: Arc::new(Published::new(Duration::from_mins(5))),
+            telemetry: Arc::default(),
+            about: About { service: "vm", polled: String::new(), interval: Duration::from_secs(30) },
+            telemetry_path: "/metrics".to_owned(),
+            longest_silence: Duration::from_secs(95),
+        };
+        let pats = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&pats);
+        let pat = Box::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let watchdog = Watchdog { every: Duration::from_secs(10), pat };
+        let stuck = Duration::from_hours(1);
+        let ended = tokio::time::timeout(stuck, pat_while_healthy(&site, Some(watchdog))).await;
+        assert!(ended.is_err());
+        assert_eq!(pats.load(Ordering::Relaxed), 10, "at 0, 10, … 90 s");
     }
 
     #[tokio::test]

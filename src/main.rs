@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -14,7 +15,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 use zenlayer_exporter::config::{Command, Config, Flags, Log, Web};
-use zenlayer_exporter::http;
+use zenlayer_exporter::{Options, Watchdog, http};
 
 /// The command was used incorrectly (`EX_USAGE` of sysexits.h).
 const BAD_SETTING: u8 = 64;
@@ -76,7 +77,9 @@ async fn serve(config: Config) -> Result<(), String> {
     }
     announce(&config, &listeners);
     let shutdown = shutdown_signal().map_err(|error| format!("signals cannot be handled: {error}"))?;
-    zenlayer_exporter::run(config, listeners, shutdown).await.map_err(|error| error.to_string())?;
+    notify(NotifyState::Ready);
+    let options = Options { watchdog: watchdog(), ..Options::default() };
+    zenlayer_exporter::run(config, options, listeners, shutdown).await.map_err(|error| error.to_string())?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -145,5 +148,19 @@ fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => "SIGINT",
         };
         tracing::info!(signal = name, "stopping: open requests have 5s to end");
+        notify(NotifyState::Stopping);
     })
+}
+
+/// Tells systemd, where it started this process as `Type=notify`.
+fn notify(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// The unit's `WatchdogSec=`: it must hear from this process twice as often.
+fn watchdog() -> Option<Watchdog> {
+    let every = sd_notify::watchdog_enabled()? / 2;
+    Some(Watchdog { every, pat: Box::new(|| notify(NotifyState::Watchdog)) })
 }

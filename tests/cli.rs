@@ -6,6 +6,7 @@ mod common;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use common::{Metrics, held};
@@ -231,6 +232,24 @@ async fn signals_end_it_well() {
         assert!(log.contains(&format!("signal=SIG{signal}")), "{log}");
         assert!(log.contains("simulation: these instances do not exist"), "{log}");
     }
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    let heard = || {
+        let mut buffer = [0; 100];
+        let length = socket.recv(&mut buffer).unwrap();
+        text(&buffer[..length]).trim_end().to_owned()
+    };
+    let mut command = exporter(&["--demo", "--web.listen-address=127.0.0.1:0"]);
+    let running = Running::start(command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000"));
+    assert_eq!([heard(), heard(), heard()], ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]);
+    assert_eq!(running.signal("TERM").0, Some(0));
+    while heard() != "STOPPING=1" {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,12 +111,17 @@ impl Site {
         response
     }
 
+    /// Whether the poll loop moves, whatever the API does.
+    pub fn is_healthy(&self) -> bool {
+        self.published.silence(Instant::now()) <= self.longest_silence
+    }
+
     fn healthy(&self) -> Response<Frames> {
-        let silence = self.published.silence(Instant::now());
-        if silence <= self.longest_silence {
+        if self.is_healthy() {
             return answer(StatusCode::OK, TEXT, "ok\n".into());
         }
-        let silence = humantime::format_duration(Duration::from_secs(silence.as_secs()));
+        let silence = Duration::from_secs(self.published.silence(Instant::now()).as_secs());
+        let silence = humantime::format_duration(silence);
         let text = format!("the poll loop has not moved for {silence}: restart the process\n");
         answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
     }

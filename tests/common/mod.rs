@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use zenlayer_exporter::api::Backoff;
 use zenlayer_exporter::config::{Command, Config, Flags};
 use zenlayer_exporter::simulator::{KEY_ID, PASSWORD, Simulator};
-use zenlayer_exporter::{RunError, run_with};
+use zenlayer_exporter::{Options, RunError, run};
 
 /// How long anything that should happen may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -73,8 +73,9 @@ impl Exporter {
         let shutdown = async move {
             let _ = stopped.await;
         };
+        let options = Options { backoff, watchdog: None };
         let telemetry_path = config.web.telemetry_path.clone();
-        let task = tokio::spawn(run_with(config, backoff, vec![listener], shutdown));
+        let task = tokio::spawn(run(config, options, vec![listener], shutdown));
         Self { address, telemetry_path, stop: Some(stop), task }
     }
 
