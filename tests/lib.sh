@@ -61,3 +61,15 @@ install_python() {
         fi
     done
 }
+
+# Runs the ignored tests of one file under tests/, all or those whose names match; each must run.
+run_ignored() {
+    local file=$1 listed passed log=target/$1.log
+    shift
+    listed=$(cargo test --locked --quiet --test "$file" -- --ignored --list "$@" | grep -c ': test$' || true)
+    cargo test --locked --test "$file" -- --ignored "$@" | tee "$log"
+    passed=$(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' "$log")
+    if [ "$listed" -eq 0 ] || [ "$passed" != "$listed" ]; then
+        fail "$listed tests of tests/$file.rs need real tools, ${passed:-none} ran: look for what skips them"
+    fi
+}

@@ -8,22 +8,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 readonly sdk=zenlayercloud-sdk-python==2.0.77
 readonly prometheus_3=$PWD/target/prometheus-3 next_release=forky
 
-# The tests with real tools whose names match, or all.
-real_tests() {
-    cargo test --locked --test real -- --ignored "$@"
-}
-
-run_real_tests() {
-    local listed passed log=target/real.log
-    prometheus --version 2>&1 | sed -n '1s/ (.*//p'
-    listed=$(real_tests "$@" --list | grep -c ': test$' || true)
-    real_tests "$@" | tee "$log"
-    passed=$(sed -n 's/^test result: ok\. \([0-9]*\) passed.*/\1/p' "$log")
-    if [ "$listed" -eq 0 ] || [ "$passed" != "$listed" ]; then
-        fail "$listed tests need real tools, ${passed:-none} ran: look for what skips them in tests/real.rs"
-    fi
-}
-
 # Debian's next release, read with settings and lists apart from the machine's own; nothing is installed.
 apt_of_next_release() {
     local mirror
@@ -53,9 +37,10 @@ unpack_prometheus_3() (
 install_prometheus
 install_python "$sdk"
 export ZENLAYER_EXPORTER_TEST_PYTHON=$python/bin/python
-run_real_tests
+prometheus --version 2>&1 | sed -n '1s/ (.*//p'
+run_ignored real
 if [ -d "$prometheus_3" ] || unpack_prometheus_3; then
-    PATH=$prometheus_3/usr/bin:$PATH run_real_tests prometheus promtool
+    PATH=$prometheus_3/usr/bin:$PATH run_ignored real prometheus promtool
 else
     echo "skipped: the same tests with Prometheus 3, which cannot be had here"
 fi
