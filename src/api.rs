@@ -20,7 +20,7 @@ pub use self::error::{Action, ApiError, Kind, Part};
 use self::pacer::Pacer;
 pub use self::wire::Page;
 use self::wire::{Answer, Malformed, Query, Refusal};
-use crate::config::{Api, CredentialSource};
+use crate::config::{Api, CredentialSource, is_loopback};
 use crate::credentials::{self, Credential};
 
 const CONTENT_TYPE: &str = "application/json";
@@ -105,15 +105,19 @@ impl Client {
         backoff: Backoff,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls::client_config(&settings.authorities))
             .user_agent(concat!("zenlayer-exporter/", env!("CARGO_PKG_VERSION")))
             // A signed request goes to no other host.
             .redirect(redirect::Policy::none())
             // Retries are counted and paced here, not underneath.
             .retry(reqwest::retry::never())
-            .timeout(settings.request_timeout)
-            .build()?;
+            .timeout(settings.request_timeout);
+        if is_loopback(endpoint) {
+            // A proxy would look for the endpoint on its own machine.
+            http = http.no_proxy();
+        }
+        let http = http.build()?;
         let mut url = endpoint.clone();
         url.set_path(&format!("/api/v2/{}", settings.service.name()));
         Ok(Self {
@@ -189,7 +193,7 @@ impl Session<'_> {
         let body = Bytes::from(query.to_json());
         let mut tries = 1;
         loop {
-            let (mut error, pause) = match self.attempt(action, body.clone()).await {
+            let (mut error, pause) = match self.attempt(action, part, body.clone()).await {
                 Ok(page) => {
                     observer.entries_skipped(page.unusable);
                     return Ok(page);
@@ -221,7 +225,7 @@ impl Session<'_> {
     }
 
     /// One try. A failure comes with the pause that a rate limit put on every request.
-    async fn attempt(&self, action: Action, body: Bytes) -> Result<Page, (ApiError, Option<Duration>)> {
+    async fn attempt(&self, action: Action, part: Part, body: Bytes) -> Result<Page, (ApiError, Option<Duration>)> {
         let permit = self.client.pacer.admit().await;
         let started = tokio::time::Instant::now();
         let result = self.exchange(action, body).await;
@@ -229,7 +233,9 @@ impl Session<'_> {
             Ok(_) => StatusCode::OK.as_str().to_owned(),
             Err(error) => error.status.map_or_else(|| error.kind.label().to_owned(), |status| status.to_string()),
         };
-        self.client.observer.request_ended(action, &code, started.elapsed());
+        let took = started.elapsed();
+        tracing::debug!(%action, %part, code, duration = format!("{:.3}s", took.as_secs_f64()), "request ended");
+        self.client.observer.request_ended(action, &code, took);
         match result {
             Err(error) if error.kind == Kind::RateLimit => {
                 let pause = permit.refused(error.retry_after);
@@ -296,8 +302,8 @@ impl Session<'_> {
         let (host, timeout) = (&self.client.host, humantime::format_duration(self.client.settings.request_timeout));
         let (kind, detail) = if error.is_timeout() {
             (Kind::Timeout, format!("no complete answer from {host} within {timeout}"))
-        } else if let Some(refused) = tls::certificate_error(&error) {
-            (Kind::Tls, format!("the certificate of {host} does not verify: {refused}"))
+        } else if let Some(refused) = tls::refusal(&error) {
+            (Kind::Tls, format!("{host} {refused}"))
         } else if error.is_connect() {
             (Kind::Connect, format!("no connection to {host}: {}", innermost(&error)))
         } else if error.is_body() || error.is_decode() {

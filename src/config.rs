@@ -367,7 +367,7 @@ impl Check<'_> {
     }
 
     fn poll(&mut self, flags: &Flags) -> Option<Poll> {
-        let default = if flags.demo.is_some() { DEMO_INTERVAL } else { DEFAULT_INTERVAL };
+        let default = if demo(flags).is_some() { DEMO_INTERVAL } else { DEFAULT_INTERVAL };
         let interval = self.duration("--poll.interval", flags.poll_interval.as_deref().unwrap_or(default));
         let timeout = self.duration("--poll.timeout", &flags.poll_timeout);
         let max_staleness = self.duration("--poll.max-staleness", &flags.poll_max_staleness);
@@ -383,16 +383,36 @@ impl Check<'_> {
     }
 
     fn target(&mut self, flags: &Flags) -> Option<Target> {
-        if let Some(instances) = &flags.demo {
-            if flags.zenlayer_endpoint.is_some() {
-                self.wrong::<()>("--demo", "polls its own simulated API: leave out --zenlayer.endpoint");
+        if let Some(instances) = demo(flags) {
+            let of_an_account = [
+                ("--zenlayer.endpoint", &flags.zenlayer_endpoint),
+                ("--zenlayer.access-key-id", &flags.zenlayer_access_key_id),
+                ("--zenlayer.access-key-password-file", &flags.zenlayer_access_key_password_file),
+                ("--zenlayer.token-file", &flags.zenlayer_token_file),
+            ];
+            for (flag, _) in of_an_account.iter().filter(|(_, given)| given.is_some()) {
+                self.wrong::<()>("--demo", &format!("polls its own simulated API: leave out {flag}"));
             }
             let instances = self.number("--demo", instances, 0, 1_000_000)?;
             return Some(Target::Demo { instances });
         }
+        self.proxies();
         let endpoint = self.endpoint(flags);
         let credentials = self.credentials(flags);
         Some(Target::Account { endpoint: endpoint?, credentials: credentials? })
+    }
+
+    /// The client leaves out a proxy that is no URL, and would go where policy may not want it.
+    fn proxies(&mut self) {
+        for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+            let is_url = |text: &String| {
+                let with_scheme = if text.contains("://") { text.clone() } else { format!("http://{text}") };
+                Url::parse(&with_scheme).is_ok_and(|url| url.has_host())
+            };
+            if self.variable(&[name]).is_some_and(|text| !is_url(&text)) {
+                self.wrong::<()>(name, "is no URL: give one like http://proxy.example.com:3128, or unset it");
+            }
+        }
     }
 
     fn endpoint(&mut self, flags: &Flags) -> Option<Url> {
@@ -508,6 +528,15 @@ impl Check<'_> {
     }
 }
 
+/// The number of simulated instances, as typed. A variable may switch the demo on or off as any other switch.
+fn demo(flags: &Flags) -> Option<&str> {
+    match flags.demo.as_deref() {
+        Some("true" | "yes" | "on") => Some("500"),
+        Some("false" | "no" | "off" | "") => None,
+        other => other,
+    }
+}
+
 /// Why a file does not hold a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
@@ -548,7 +577,8 @@ fn is_header_text(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether the URL stays on this machine.
+pub fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let bare = host.trim_matches(['[', ']']);
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())

@@ -41,6 +41,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Backoff, Client};
 use crate::config::{Config, Target};
 use crate::http::page::About;
@@ -206,13 +207,16 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
     Ok((text, outcome))
 }
 
-/// `--config.check`: makes one request. Returns how many instances the API counts.
+/// `--config.check`: makes one request. Returns how many instances the API counts: all, or of the first that are named.
 ///
 /// # Errors
 /// When the client cannot be built or the request fails.
 pub async fn check(config: &Config) -> Result<u64, RunError> {
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
-    Ok(client.session()?.status_page(1).await?.total_count)
+    let session = client.session()?;
+    let named: Vec<_> = config.api.instance_ids.iter().take(MAX_IDS).map(String::as_str).collect();
+    let page = if named.is_empty() { session.status_page(1).await? } else { session.statuses_of(&named).await? };
+    Ok(page.total_count)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
+use zenlayer_exporter::api::wire::MAX_IDS;
 use zenlayer_exporter::config::{Command, Config, Flags, Log, Web};
 use zenlayer_exporter::{Options, Watchdog, http};
 
@@ -72,7 +73,9 @@ async fn serve(config: Config) -> Result<(), String> {
     for address in &config.web.listen {
         let bound = http::bind(address).await;
         listeners.extend(bound.map_err(|error| {
-            format!("cannot listen on {address}: {error}: free it, or choose another with --web.listen-address")
+            format!(
+                "cannot listen on {address}: {error}: choose a free address of this machine with --web.listen-address"
+            )
         })?);
     }
     announce(&config, &listeners);
@@ -94,7 +97,10 @@ async fn once(config: Config) -> Result<(), String> {
 async fn check(config: Config) -> Result<(), String> {
     start_logging(config.log);
     let instances = zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())?;
-    println!("the settings are right, and the API counts {instances} instances");
+    match config.api.instance_ids.len().min(MAX_IDS) {
+        0 => println!("the settings are right, and the API counts {instances} instances"),
+        asked => println!("the settings are right, and the API knows {instances} of {asked} named instances"),
+    }
     Ok(())
 }
 

@@ -47,14 +47,19 @@ impl Poller {
         loop {
             ticks.tick().await;
             if let Err(error) = self.poll().await {
-                let retry = humantime::format_duration(self.settings.interval);
+                let interval = humantime::format_duration(self.settings.interval);
+                let meanwhile = match (self.published.is_ready(), self.published.fresh(Instant::now()).is_some()) {
+                    (false, _) => "no instance series yet",
+                    (true, true) => "the last good answer stays",
+                    (true, false) => "the last good answer is too old, its instance series are gone",
+                };
                 tracing::error!(
                     action = error.request.map(|(action, _)| action.to_string()),
                     part = error.request.map(|(_, part)| part.to_string()),
                     code = error.code.as_deref(),
                     requestId = error.request_id.as_deref(),
                     error = %error,
-                    next = format!("next poll within {retry}; the last good answer is served until it is too old"),
+                    next = format!("next poll within {interval}, until then {meanwhile}"),
                     "poll failed"
                 );
             }
@@ -104,6 +109,7 @@ impl Poller {
             self.telemetry.transition(self.statuses.name(from), self.statuses.name(to));
         }
         self.telemetry.corrected(corrections);
+        self.warn_of_unknown_ids(&inventory);
         let text = exposition::render(&inventory, &self.statuses, self.series).into();
         let statuses = self.statuses.clone();
         self.published.publish(Snapshot { text, inventory: Arc::clone(&inventory), statuses, taken_at: ended });
@@ -120,5 +126,15 @@ impl Poller {
             "poll succeeded"
         );
         instances
+    }
+
+    /// An id that was named and does not exist is more likely mistyped than watched for.
+    fn warn_of_unknown_ids(&self, inventory: &Inventory) {
+        let named = self.client.settings().instance_ids.len();
+        let is_news = self.previous.as_ref().is_none_or(|previous| previous.len() != inventory.len());
+        if inventory.len() < named && is_news {
+            let unknown = named - inventory.len();
+            tracing::warn!(unknown, named, "instances of --zenlayer.instance-ids do not exist");
+        }
     }
 }

@@ -171,8 +171,8 @@ fn a_port_in_use_says_so() {
     assert_eq!(
         text(&output.stderr),
         format!(
-            "zenlayer-exporter: cannot listen on {address}: Address already in use (os error 98): free it, or choose \
-             another with --web.listen-address\n"
+            "zenlayer-exporter: cannot listen on {address}: Address already in use (os error 98): choose a free address of \
+             this machine with --web.listen-address\n"
         )
     );
 }
@@ -219,6 +219,46 @@ async fn a_config_check_makes_one_request() {
         on_simulator(&simulator, &["--config.check"]).env("ZENLAYER_ACCESS_KEY_SECRET", "wrong").output().unwrap();
     assert_eq!(wrong.status.code(), Some(1));
     assert!(text(&wrong.stderr).contains("HTTP 401, code INVALID_SIGNATURE"));
+    let id = simulator.with_fleet(|fleet| fleet.machines[0].id.clone());
+    let ids = format!("--zenlayer.instance-ids=mistyped,{id}");
+    let named = on_simulator(&simulator, &["--config.check", &ids]).output().unwrap();
+    assert_eq!(text(&named.stdout), "the settings are right, and the API knows 1 of 2 named instances\n");
+}
+
+#[test]
+fn a_variable_switches_the_demo_as_it_does_other_flags() {
+    let demo = |value: &str| exporter(&["--once"]).env("ZENLAYER_EXPORTER_DEMO", value).output().unwrap();
+    assert_eq!(Metrics::parse(text(&demo("true").stdout)).instances().len(), 500);
+    let off = demo("false");
+    assert_eq!(off.status.code(), Some(64));
+    assert!(text(&off.stderr).contains("credentials: none are given"), "{}", text(&off.stderr));
+}
+
+#[test]
+fn a_demo_takes_no_account_and_no_proxy() {
+    let output = run(&["--demo", "--zenlayer.token-file=/token", "--zenlayer.endpoint=example.com"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(
+        text(&output.stderr),
+        "zenlayer-exporter: these settings are wrong:\n\
+         --demo: polls its own simulated API: leave out --zenlayer.endpoint\n\
+         --demo: polls its own simulated API: leave out --zenlayer.token-file\n"
+    );
+    let proxied = exporter(&["--demo", "--once"]).env("HTTP_PROXY", "http://127.0.0.1:9").output().unwrap();
+    assert_eq!(proxied.status.code(), Some(0), "{}", text(&proxied.stderr));
+}
+
+#[test]
+fn a_proxy_that_is_no_url_is_not_passed_over() {
+    let mut command = exporter(&["--once"]);
+    command.env("ZENLAYER_TOKEN", "token").env("HTTPS_PROXY", "foo:bar:baz");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(
+        text(&output.stderr),
+        "zenlayer-exporter: these settings are wrong:\n\
+         HTTPS_PROXY: is no URL: give one like http://proxy.example.com:3128, or unset it\n"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

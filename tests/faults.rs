@@ -86,6 +86,7 @@ async fn endure(fault: impl FnOnce(&mut Knobs), seen: Seen) {
     assert_eq!(retries(&second) > retries(&first), seen.tries > 1.0, "{}", second.text);
     assert!(log().contains(seen.says), "the log does not say {:?}:\n{}", seen.says, log());
     assert!(log().contains("poll failed"), "{}", log());
+    assert!(log().contains("next poll within 50ms, until then the last good answer stays"), "{}", log());
 
     simulator.set(|knobs| *knobs = Knobs::still(Service::Vm, 25));
     let ended = polls(&exporter.metrics().await);
@@ -279,6 +280,7 @@ async fn a_page_longer_than_asked_for_counts_each_instance_once() {
 
 #[tokio::test]
 async fn what_is_too_old_goes_and_comes_back() {
+    start_log();
     let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
     let mut config = impatient(&simulator, &[]);
     config.poll.max_staleness = Duration::from_secs(2);
@@ -288,6 +290,8 @@ async fn what_is_too_old_goes_and_comes_back() {
     assert_eq!(stale.instances().len(), 25, "a young answer stays");
     let gone = exporter.until(|metrics| metrics.count("zenlayer_instance_status") == 0).await;
     assert_eq!(gone.count("zenlayer_instances"), 0, "counts of what is not known any more");
+    exporter.polls(1).await;
+    assert!(log().contains("until then the last good answer is too old, its instance series are gone"), "{}", log());
     assert!(gone.value("zenlayer_exporter_last_successful_poll_timestamp_seconds", &[]) > Some(0.0));
     simulator.set(|knobs| knobs.fault = None);
     exporter.until(|metrics| metrics.instances().len() == 25).await;

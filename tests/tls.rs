@@ -90,11 +90,18 @@ async fn an_authority_of_ones_own_is_trusted_where_it_is_named() {
 
     let said = refusal(&exporter(port, None).await).await;
     let expected = format!(
-        "no poll has succeeded yet: DescribeInstancesStatus, page 1: the certificate of localhost:{port} does not \
-         verify: invalid peer certificate: UnknownIssuer: check --zenlayer.endpoint; behind an inspecting proxy, name \
+        "no poll has succeeded yet: DescribeInstancesStatus, page 1: localhost:{port} has a certificate that does \
+         not verify: invalid peer certificate: UnknownIssuer: check --zenlayer.endpoint; behind an inspecting proxy, name \
          its certificate authority with --zenlayer.ca-file\n"
     );
     assert_eq!(said, expected);
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_told_so() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    let said = refusal(&exporter(simulator.endpoint().port().unwrap(), None).await).await;
+    assert!(said.contains(" does not speak TLS: check --zenlayer.endpoint"), "{said}");
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ pub enum Kind {
     Timeout,
     /// No connection, or one that broke before the answer began.
     Connect,
-    /// The server's certificate does not verify.
+    /// The server's certificate does not verify, or it speaks no TLS.
     Tls,
     /// An answer that broke off, was too long, or was not the JSON it should be.
     Body,
@@ -129,7 +129,7 @@ impl Kind {
     fn advice(self) -> Option<&'static str> {
         match self {
             Self::Timeout => Some("check the network; if the API is only slow, raise --zenlayer.request-timeout"),
-            Self::Connect => Some("check the network, DNS, HTTPS_PROXY and --zenlayer.endpoint"),
+            Self::Connect => Some("check the network, DNS, HTTPS_PROXY, HTTP_PROXY and --zenlayer.endpoint"),
             Self::Tls => Some(
                 "check --zenlayer.endpoint; behind an inspecting proxy, name its certificate authority with \
                  --zenlayer.ca-file",

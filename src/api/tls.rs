@@ -22,12 +22,16 @@ pub(super) fn client_config(authorities: &[CertificateDer<'static>]) -> ClientCo
         .with_no_client_auth()
 }
 
-/// The reason a certificate was refused, where `error` stems from one.
-pub(super) fn certificate_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+/// What is wrong with the other side's TLS, where `error` stems from that and no retry can mend it.
+pub(super) fn refusal(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(refused @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
-            return Some(refused);
+        match error.downcast_ref() {
+            Some(refused @ rustls::Error::InvalidCertificate(_)) => {
+                return Some(format!("has a certificate that does not verify: {refused}"));
+            }
+            Some(rustls::Error::InvalidMessage(_)) => return Some("does not speak TLS".to_owned()),
+            _ => {}
         }
         // An I/O error hides the error it wraps from `source`, which goes on to the one below.
         let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
