@@ -1,12 +1,16 @@
 //! Tells the binary what it is built from, for `--version` and `zenlayer_exporter_build_info`.
 
 use std::env;
+use std::path::Path;
 use std::process::Command;
 
 fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=ZENLAYER_EXPORTER_REVISION");
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    // A file that is missing, as outside a checkout, would have this run at every build.
+    for file in [".git/HEAD", ".git/logs/HEAD"].into_iter().filter(|file| Path::new(file).exists()) {
+        println!("cargo:rerun-if-changed={file}");
+    }
     // An image is built without the repository; its build says what it is built from.
     let revision = env::var("ZENLAYER_EXPORTER_REVISION")
         .ok()

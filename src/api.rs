@@ -4,8 +4,8 @@
 //! It must not know about polls, metrics or what the answers are for.
 
 pub mod error;
-pub mod pacer;
-pub mod sign;
+mod pacer;
+pub(crate) mod sign;
 mod tls;
 pub mod wire;
 
@@ -141,8 +141,12 @@ impl Client {
     ///
     /// # Errors
     /// When its file does not hold it.
-    pub fn session(&self) -> Result<Session<'_>, ApiError> {
-        let credential = credentials::read(&self.credentials)
+    pub async fn session(&self) -> Result<Session<'_>, ApiError> {
+        let source = self.credentials.clone();
+        // A file system can hang as a network can.
+        let read = tokio::task::spawn_blocking(move || credentials::read(&source)).await;
+        let credential = read
+            .expect("reading a file does not panic")
             .map_err(|error| ApiError::new(Kind::Credentials, error.to_string()).caused_by(error))?;
         Ok(Session { client: self, credential })
     }
@@ -241,9 +245,10 @@ impl Session<'_> {
                 let pause = permit.refused(error.retry_after);
                 Err((error, Some(pause)))
             }
-            result => {
+            Err(error) if error.status.is_none() => Err((error, None)),
+            answered => {
                 permit.accepted();
-                result.map_err(|error| (error, None))
+                answered.map_err(|error| (error, None))
             }
         }
     }
@@ -395,9 +400,9 @@ fn kind_of(status: StatusCode, headers: &HeaderMap, code: Option<&str>) -> Kind 
     match (status.as_u16(), code) {
         (429, _) | (_, Some("REQUEST_LIMIT_EXCEEDED")) => Kind::RateLimit,
         (403, _) if challenged => Kind::Challenge,
+        (_, Some("INVALID_INSTANCE_NOT_FOUND")) => Kind::NotFound,
         (401, _) => Kind::Unauthorized,
         (403, _) => Kind::Forbidden,
-        (404, Some("INVALID_INSTANCE_NOT_FOUND")) => Kind::NotFound,
         (451, _) => Kind::Policy,
         (500..=599, _) => Kind::Server,
         _ => Kind::Client,
@@ -479,7 +484,7 @@ mod tests {
         assert_eq!(wait("7"), Some(Duration::from_secs(7)));
         assert_eq!(wait("Sun, 06 Nov 1994 08:49:57 GMT"), Some(Duration::from_secs(20)));
         assert_eq!(wait("Sun, 06 Nov 1994 08:00:00 GMT"), Some(Duration::ZERO));
-        assert_eq!(wait("86400"), Some(MAX_RETRY_AFTER));
+        assert_eq!(wait("86400"), Some(Duration::from_mins(1)));
         assert_eq!(wait("soon"), None);
     }
 
@@ -493,6 +498,13 @@ mod tests {
             Some("this machine's clock is 7m ahead of the API's, set it right and keep it so with NTP")
         );
         assert!(at(784_111_777 - 3600).unwrap().contains("1h behind the API's"));
+    }
+
+    #[test]
+    fn a_request_is_tried_four_times_within_seconds() {
+        let Backoff { tries, first, longest, pause } = Backoff::default();
+        assert_eq!((tries, first, longest), (4, Duration::from_millis(500), Duration::from_secs(8)));
+        assert_eq!(pause, Duration::from_secs(1));
     }
 
     #[test]

@@ -6,6 +6,8 @@
 mod flags;
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -16,7 +18,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 pub use self::flags::Flags;
-use crate::model::{self, Service};
+use crate::model::{self, Service, StatusSeries};
 use crate::secret::Secret;
 
 const DEFAULT_ENDPOINT: &str = "https://console.zenlayer.com";
@@ -178,15 +180,6 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// Which series an instance has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StatusSeries {
-    /// One, for the status it is in.
-    Current,
-    /// One for each known status, 1 or 0.
-    All,
-}
-
 /// How much is logged, and how it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
@@ -225,7 +218,7 @@ impl Command {
     /// Every mistake at once.
     pub fn check(flags: &Flags, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
         let mut check = Check { mistakes: Vec::new(), variable };
-        let command = check.command(flags);
+        let command = check.command(&flags.clone().without_empty());
         match command {
             Some(command) if check.mistakes.is_empty() => Ok(command),
             _ => Err(Mistakes(check.mistakes)),
@@ -241,11 +234,14 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn command(&mut self, flags: &Flags) -> Option<Command> {
+        if flags.healthcheck && !flags.once && !flags.config_check {
+            return self.web(flags).map(Command::Healthcheck);
+        }
+        let config = self.config(flags);
         match (flags.once, flags.config_check, flags.healthcheck) {
-            (false, false, false) => self.config(flags).map(Command::Serve),
-            (true, false, false) => self.config(flags).map(Command::Once),
-            (false, true, false) => self.config(flags).map(Command::Check),
-            (false, false, true) => self.web(flags).map(Command::Healthcheck),
+            (false, false, _) => config.map(Command::Serve),
+            (true, false, false) => config.map(Command::Once),
+            (false, true, false) => config.map(Command::Check),
             _ => self.wrong("--once, --config.check, --healthcheck", "each is a task of its own: give one of them"),
         }
     }
@@ -371,15 +367,14 @@ impl Check<'_> {
         let interval = self.duration("--poll.interval", flags.poll_interval.as_deref().unwrap_or(default));
         let timeout = self.duration("--poll.timeout", &flags.poll_timeout);
         let max_staleness = self.duration("--poll.max-staleness", &flags.poll_max_staleness);
-        let poll = Poll { interval: interval?, timeout: timeout?, max_staleness: max_staleness? };
-        if poll.interval < Duration::from_secs(1) {
+        if interval.is_some_and(|interval| interval < Duration::from_secs(1)) {
             self.wrong::<()>("--poll.interval", "is shorter than a second: give 1s or more");
         }
-        if poll.max_staleness <= poll.interval {
+        if interval.zip(max_staleness).is_some_and(|(interval, max_staleness)| max_staleness <= interval) {
             let wrong = "is not longer than --poll.interval, so series would vanish between two polls: raise it";
             self.wrong::<()>("--poll.max-staleness", wrong);
         }
-        Some(poll)
+        Some(Poll { interval: interval?, timeout: timeout?, max_staleness: max_staleness? })
     }
 
     fn target(&mut self, flags: &Flags) -> Option<Target> {
@@ -532,7 +527,7 @@ impl Check<'_> {
 fn demo(flags: &Flags) -> Option<&str> {
     match flags.demo.as_deref() {
         Some("true" | "yes" | "on") => Some("500"),
-        Some("false" | "no" | "off" | "") => None,
+        Some("false" | "no" | "off") => None,
         other => other,
     }
 }
@@ -561,9 +556,14 @@ pub enum SecretFileError {
 /// # Errors
 /// When there is none in it; the text says so without showing any of it.
 pub fn read_secret(path: &Path) -> Result<Secret, SecretFileError> {
-    let unreadable = |source| SecretFileError::Unreadable { path: path.to_owned(), source };
-    let bytes = zeroize::Zeroizing::new(std::fs::read(path).map_err(unreadable)?);
-    let secret = std::str::from_utf8(&bytes).map_or_else(|_| Secret::new("\0"), Secret::new);
+    let read = || {
+        let mut bytes = zeroize::Zeroizing::new(Vec::new());
+        // No secret is as long; what is, is not a secret.
+        File::open(path)?.take(64 << 10).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|source| SecretFileError::Unreadable { path: path.to_owned(), source })?;
+    let secret = std::str::from_utf8(&bytes).map(Secret::new).map_err(|_| SecretFileError::NotText(path.to_owned()))?;
     if secret.is_empty() {
         return Err(SecretFileError::Empty(path.to_owned()));
     }

@@ -8,7 +8,7 @@ use crate::secret::Secret;
 
 /// What proves who asks, as it is for one poll.
 #[derive(Debug)]
-pub enum Credential {
+pub(crate) enum Credential {
     /// Signs each request.
     KeyPair {
         /// The access key id.
@@ -24,7 +24,7 @@ pub enum Credential {
 ///
 /// # Errors
 /// When its file does not hold it.
-pub fn read(source: &CredentialSource) -> Result<Credential, SecretFileError> {
+pub(crate) fn read(source: &CredentialSource) -> Result<Credential, SecretFileError> {
     let secret = |source: &SecretSource| match source {
         SecretSource::Given(secret) => Ok(secret.clone()),
         SecretSource::File(path) => read_secret(path),

@@ -4,16 +4,15 @@
 
 use std::borrow::Cow;
 
-use crate::config::StatusSeries;
-use crate::model::{Inventory, Statuses};
+use crate::model::{Inventory, StatusSeries, Statuses};
 
 /// The status each instance is in.
-pub const INSTANCE_STATUS: &str = "zenlayer_instance_status";
+pub(crate) const INSTANCE_STATUS: &str = "zenlayer_instance_status";
 /// How many instances are in each status.
-pub const INSTANCES: &str = "zenlayer_instances";
+pub(crate) const INSTANCES: &str = "zenlayer_instances";
 
 /// Renders the series of every instance, ordered by id, and the counts by status.
-pub fn render(inventory: &Inventory, statuses: &Statuses, series: StatusSeries) -> Vec<u8> {
+pub(crate) fn render(inventory: &Inventory, statuses: &Statuses, series: StatusSeries) -> Vec<u8> {
     let labels: Vec<_> = statuses.names().map(escape).collect();
     let counts = inventory.count_by_status(statuses);
     let mut text = String::with_capacity(size(inventory, &labels, &counts, series));

@@ -1,12 +1,12 @@
 //! The accept loop: connections in, answers out, a bounded drain at the end.
 //!
-//! Invariant: nothing a client does stops another from being served, and a shutdown ends within its bound. It must
+//! Invariant: a client that stalls loses its place, and a shutdown ends within its bound. It must
 //! not know the API.
 
 mod body;
-pub mod page;
+mod page;
 pub mod probe;
-pub mod route;
+mod route;
 
 use std::convert::Infallible;
 use std::io;
@@ -24,11 +24,15 @@ use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use self::route::Site;
+pub(crate) use self::page::About;
+pub(crate) use self::route::Site;
 use crate::config::ListenAddress;
 
 /// How long a client may take to send the head of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a client may take no byte of its answer before its connection is closed.
+#[cfg(target_os = "linux")]
+const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long open requests have once the shutdown began.
 const DRAIN: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, as when the process is out of file descriptors.
@@ -45,8 +49,14 @@ pub async fn bind(address: &ListenAddress) -> io::Result<Vec<TcpListener>> {
     match address {
         ListenAddress::Any(port) => Ok(vec![bind_any(*port)?]),
         ListenAddress::Host(host, port) => {
-            let addresses: Vec<_> = lookup_host((&**host, *port)).await?.collect();
-            addresses.into_iter().map(|address| listen(address, false)).collect()
+            let resolved = lookup_host((&**host, *port)).await?;
+            // `[::]` means every interface too. One address of several that cannot be had is not missed.
+            let bound: Vec<_> = resolved.map(|address| listen(address, address.ip().is_unspecified())).collect();
+            if bound.iter().any(Result::is_ok) {
+                Ok(bound.into_iter().flatten().collect())
+            } else {
+                bound.into_iter().collect()
+            }
         }
     }
 }
@@ -75,7 +85,7 @@ fn listen(address: SocketAddr, dual: bool) -> io::Result<TcpListener> {
 }
 
 /// Serves until `shutdown`, then lets open requests end.
-pub async fn serve(
+pub(crate) async fn serve(
     listeners: Vec<TcpListener>,
     site: Arc<Site>,
     max_connections: usize,
@@ -127,8 +137,10 @@ impl Connections {
         let Ok(place) = place.or_else(|_| Arc::clone(&self.refusals).try_acquire_owned()) else {
             return;
         };
-        // Answers are written whole; waiting to fill a segment would only delay them.
+        // Answers are written whole; waiting to fill a segment would only delay them. Neither option is vital.
         let _ = stream.set_nodelay(true);
+        #[cfg(target_os = "linux")]
+        let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_TIMEOUT));
         let site = Arc::clone(&self.site);
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let site = Arc::clone(&site);

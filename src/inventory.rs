@@ -4,13 +4,15 @@
 //! instance that exists is on neither, with every count right. So one rule: an instance that the previous poll had
 //! is gone only when the API, asked for it by id, does not return it. It must not know how a request is sent.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Kind, Page, Session};
 use crate::model::{Inventory, MAX_INSTANCES, Overflow, Sightings, Statuses};
 
-/// More look-ups than this cost more than walking all pages once more.
+/// More requests than this cost more than walking all pages once more.
 const MAX_LOOKUPS: usize = 20;
 
 /// Where pages come from: the API, or what a test puts in its place.
@@ -63,64 +65,86 @@ pub async fn collect_named(
     ids: &[&str],
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
-    Ok(look_up(source, ids, statuses).await?.into())
+    let found = look_up(source, ids, &Budget::unlimited(), statuses).await?;
+    Ok(Collection { inventory: found.inventory, pages: found.pages, corrections: 0 })
 }
 
 /// Reads the whole account. `previous` is what the last successful poll found.
 ///
 /// # Errors
-/// When a part of it could not be had: an incomplete inventory is never returned.
+/// When a part of it could not be had, or paging itself does not work.
 pub async fn collect_all(
     source: &impl Source,
     previous: Option<&Inventory>,
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
-    let walk = walk(source, statuses).await?;
-    let reading = match previous {
-        Some(previous) => find_missing(source, walk, previous, statuses).await?,
-        None => confirm_first(source, walk, statuses).await?,
-    };
-    Ok(reading.into())
+    let walked = walk(source, statuses).await?;
+    let nothing = Inventory::default();
+    let known = previous.unwrap_or(&nothing);
+    let missed = known.ids_not_in(&walked.inventory).len();
+    let shows_change = previous.is_none() && walked.shows_change;
+    let mut reading = find_missing(source, walked, known, statuses).await?;
+    if shows_change || reading.falls_short() {
+        reading = reading.merge(&walk(source, statuses).await?)?;
+    }
+    reading.check()?;
+    let corrections = missed - known.ids_not_in(&reading.inventory).len();
+    Ok(Collection { inventory: reading.inventory, pages: reading.pages, corrections })
 }
 
-/// Asks for what `previous` had and the walk did not find; where that takes too many look-ups, walks once more first.
-/// What is too much even then, and what is not found, is gone.
+/// Asks for what `known` has and the walk did not find. Where that takes too many requests, one more walk instead: what
+/// both miss, and no look-up found, is gone.
 async fn find_missing(
     source: &impl Source,
     walked: Reading,
-    previous: &Inventory,
+    known: &Inventory,
     statuses: &mut Statuses,
 ) -> Result<Reading, ApiError> {
-    let is_too_much = |missing: &[&str]| missing.len().div_ceil(batch_size(source)) > MAX_LOOKUPS;
-    let mut reading = walked;
-    if is_too_much(&previous.ids_not_in(&reading.inventory)) {
-        reading = reading.merge(&walk(source, statuses).await?)?;
-    }
-    let missing = previous.ids_not_in(&reading.inventory);
-    if is_too_much(&missing) {
+    let (reading, complete) = look_up_missing(source, walked, known, statuses).await?;
+    if complete {
         return Ok(reading);
     }
-    let found = look_up(source, &missing, statuses).await?;
-    reading.merge(&found)
+    let reading = reading.merge(&walk(source, statuses).await?)?;
+    Ok(look_up_missing(source, reading, known, statuses).await?.0)
 }
 
-/// The first walk has nothing to be compared with, so one that shows a change is merged with a second.
-///
-/// A list that changes can hide a few instances from both, but not a tenth of them: then paging itself does not work.
-async fn confirm_first(source: &impl Source, walked: Reading, statuses: &mut Statuses) -> Result<Reading, ApiError> {
-    if !walked.shows_change {
-        return Ok(walked);
+/// Returns also whether every missing id was asked for.
+async fn look_up_missing(
+    source: &impl Source,
+    reading: Reading,
+    known: &Inventory,
+    statuses: &mut Statuses,
+) -> Result<(Reading, bool), ApiError> {
+    let missing = known.ids_not_in(&reading.inventory);
+    if missing.len().div_ceil(batch_size(source)) > MAX_LOOKUPS {
+        return Ok((reading, false));
     }
-    let both = walked.merge(&walk(source, statuses).await?)?;
-    let (found, total) = (both.inventory.len() + both.unusable, both.least_total);
-    if (found as u64).saturating_mul(10) < total.saturating_mul(9) {
-        let detail = format!(
-            "the pages have {found} different instances, though the API counts {total}: nothing is published, since \
-             instances would be missing"
-        );
-        return Err(ApiError::new(Kind::Inconsistent, detail));
+    let budget = Budget::of(MAX_LOOKUPS);
+    let found = look_up(source, &missing, &budget, statuses).await?;
+    Ok((reading.merge(&found)?, !budget.is_overdrawn()))
+}
+
+/// Requests that may still be made.
+struct Budget(AtomicUsize);
+
+impl Budget {
+    fn of(requests: usize) -> Self {
+        Self(AtomicUsize::new(requests + 1))
     }
-    Ok(both)
+
+    fn unlimited() -> Self {
+        Self(AtomicUsize::new(usize::MAX))
+    }
+
+    /// Whether one more may be made.
+    fn spend(&self) -> bool {
+        let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(1)));
+        left.is_ok_and(|left| left > 1)
+    }
+
+    fn is_overdrawn(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
 }
 
 /// What was read so far, by pages or by ids.
@@ -133,25 +157,41 @@ struct Reading {
     least_total: u64,
     /// Whether the list shows that it changed while it was read.
     shows_change: bool,
-    corrections: usize,
 }
 
 impl Reading {
     /// Adds what `later` found.
     fn merge(self, later: &Self) -> Result<Self, ApiError> {
         let inventory = self.inventory.merge(&later.inventory).map_err(overflow)?;
-        Ok(Self {
-            corrections: self.corrections + inventory.len() - self.inventory.len(),
-            inventory,
-            pages: self.pages + later.pages,
-            ..self
-        })
+        Ok(Self { inventory, pages: self.pages + later.pages, ..self })
     }
-}
 
-impl From<Reading> for Collection {
-    fn from(reading: Reading) -> Self {
-        Self { inventory: reading.inventory, pages: reading.pages, corrections: reading.corrections }
+    fn found(&self) -> u64 {
+        (self.inventory.len() + self.unusable) as u64
+    }
+
+    /// Whether there are fewer instances than every page said there were.
+    fn falls_short(&self) -> bool {
+        self.found() < self.least_total
+    }
+
+    /// A list that changes can hide a few instances that nobody knew of, and the next poll finds them. Many are not
+    /// hidden by change: then paging itself does not work, and what it brought must not pass for the account.
+    fn check(&self) -> Result<(), ApiError> {
+        const FEW: u64 = 10;
+        if !self.falls_short() {
+            return Ok(());
+        }
+        let (found, total) = (self.found(), self.least_total);
+        if total - found > FEW.max(total / FEW) {
+            let detail = format!(
+                "the pages have {found} different instances, though the API counts {total}: nothing is published, since \
+                 instances would be missing"
+            );
+            return Err(ApiError::new(Kind::Inconsistent, detail));
+        }
+        tracing::warn!(found, total, "the pages have fewer different instances than the API counts");
+        Ok(())
     }
 }
 
@@ -200,7 +240,7 @@ impl Tally {
         let repeats = inventory.len() < sighted;
         let miscounts = (inventory.len() + unusable) as u64 != most_total;
         let shows_change = least_total != most_total || repeats || miscounts;
-        Reading { inventory, pages, unusable, least_total, shows_change, corrections: 0 }
+        Reading { inventory, pages, unusable, least_total, shows_change }
     }
 }
 
@@ -241,12 +281,17 @@ fn batch_size(source: &impl Source) -> usize {
     MAX_IDS.min(source.page_size())
 }
 
-/// Asks for `ids`; those that do not exist are left out.
-async fn look_up(source: &impl Source, ids: &[&str], statuses: &mut Statuses) -> Result<Reading, ApiError> {
+/// Asks for `ids` as far as the budget goes; those that do not exist are left out.
+async fn look_up(
+    source: &impl Source,
+    ids: &[&str],
+    budget: &Budget,
+    statuses: &mut Statuses,
+) -> Result<Reading, ApiError> {
     let mut requests = Vec::new();
     // A loop: the future of a closure over borrowed batches would not be `Send` for every lifetime.
     for batch in ids.chunks(batch_size(source)) {
-        requests.push(look_up_batch(source, batch));
+        requests.push(look_up_batch(source, batch, budget));
     }
     let mut batches = stream::iter(requests).buffer_unordered(source.concurrency());
     let mut tally = Tally::default();
@@ -259,10 +304,13 @@ async fn look_up(source: &impl Source, ids: &[&str], statuses: &mut Statuses) ->
 }
 
 /// One batch, halved for as long as the API answers that one of its ids does not exist.
-async fn look_up_batch(source: &impl Source, ids: &[&str]) -> Result<Vec<Page>, ApiError> {
+async fn look_up_batch(source: &impl Source, ids: &[&str], budget: &Budget) -> Result<Vec<Page>, ApiError> {
     let mut found = Vec::new();
     let mut pending = vec![ids];
     while let Some(batch) = pending.pop() {
+        if !budget.spend() {
+            break;
+        }
         match source.look_up(batch).await {
             Ok(page) if page.total_count > page.listed() as u64 => {
                 return Err(short("a look-up by id", page.listed(), batch.len(), page.total_count));

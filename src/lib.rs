@@ -5,33 +5,35 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | [`secret`] | a string that never prints itself |
-//! | [`model`] | services, statuses, instances, the inventory |
-//! | [`config`] | settings as typed → settings as checked |
-//! | [`credentials`] | where the key or token comes from |
-//! | [`api`] | the client: signing, wire format, errors, pacing, retries |
-//! | [`inventory`] | all pages of one poll into one consistent inventory |
-//! | [`exposition`] | inventory → bytes |
-//! | [`telemetry`] | the exporter's own metrics |
-//! | [`snapshot`] | the rendered answer that is served, swapped whole |
-//! | [`poller`] | tick → collect → render → publish |
-//! | [`http`] | accept loop, routes, bodies |
-//! | [`simulator`] | a simulated API: behind `--demo`, and what the tests poll |
+//! | `build_info` | what the binary was built from |
+//! | `secret` | a string that never prints itself |
+//! | `model` | services, statuses, instances, the inventory |
+//! | `config` | settings as typed → settings as checked |
+//! | `credentials` | where the key or token comes from |
+//! | `api` | the client: signing, wire format, errors, pacing, retries |
+//! | `inventory` | all pages of one poll into one consistent inventory |
+//! | `exposition` | inventory → bytes |
+//! | `telemetry` | the exporter's own metrics |
+//! | `snapshot` | the rendered answer that is served, swapped whole |
+//! | `simulator` | a simulated API: behind `--demo`, and what the tests poll |
+//! | `poller` | tick → collect → render → publish |
+//! | `http` | accept loop, routes, bodies, the page for people |
 //!
 //! Only the binary reads the environment, logs to standard error, or exits.
 
 pub mod api;
+pub mod build_info;
 pub mod config;
-pub mod credentials;
-pub mod exposition;
+mod credentials;
+mod exposition;
 pub mod http;
 pub mod inventory;
 pub mod model;
-pub mod poller;
+mod poller;
 pub mod secret;
 pub mod simulator;
-pub mod snapshot;
-pub mod telemetry;
+mod snapshot;
+mod telemetry;
 
 use std::convert::Infallible;
 use std::io;
@@ -44,19 +46,11 @@ use tokio::task::JoinHandle;
 use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Backoff, Client};
 use crate::config::{Config, Target};
-use crate::http::page::About;
-use crate::http::route::Site;
+use crate::http::{About, Site};
 use crate::poller::Poller;
 use crate::simulator::{Knobs, Simulator};
 use crate::snapshot::Published;
 use crate::telemetry::Telemetry;
-
-/// The version in `Cargo.toml`.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The commit it was built from.
-pub const REVISION: &str = env!("ZENLAYER_EXPORTER_BUILD_REVISION");
-/// The compiler it was built with.
-pub const RUST_VERSION: &str = env!("ZENLAYER_EXPORTER_BUILD_RUST_VERSION");
 
 /// What the loop may take beyond a poll and an interval before it counts as stuck.
 const SLACK: Duration = Duration::from_secs(30);
@@ -184,13 +178,14 @@ async fn pat_while_healthy(site: &Site, watchdog: Option<Watchdog>) -> Infallibl
 }
 
 /// Serves for as long as the poll task lives: with a dead poller, a server only looks healthy.
-async fn while_polling(mut polling: JoinHandle<()>, serving: impl Future<Output = ()>) -> Result<(), RunError> {
-    let ended = tokio::select! {
-        () = serving => Ok(()),
-        ended = &mut polling => ended.map_err(RunError::Poller),
-    };
-    polling.abort();
-    ended
+async fn while_polling(mut polling: JoinHandle<Infallible>, serving: impl Future<Output = ()>) -> Result<(), RunError> {
+    tokio::select! {
+        () = serving => {
+            polling.abort();
+            Ok(())
+        }
+        Err(ended) = &mut polling => Err(RunError::Poller(ended)),
+    }
 }
 
 /// `--once`: polls once. Returns the metrics and whether the poll succeeded.
@@ -213,7 +208,7 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
 /// When the client cannot be built or the request fails.
 pub async fn check(config: &Config) -> Result<u64, RunError> {
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
-    let session = client.session()?;
+    let session = client.session().await?;
     let named: Vec<_> = config.api.instance_ids.iter().take(MAX_IDS).map(String::as_str).collect();
     let page = if named.is_empty() { session.status_page(1).await? } else { session.statuses_of(&named).await? };
     Ok(page.total_count)
@@ -259,7 +254,7 @@ mod tests {
         let (alive, dropped) = tokio::sync::oneshot::channel::<()>();
         let poller = tokio::spawn(async move {
             let _alive = alive;
-            std::future::pending::<()>().await;
+            std::future::pending().await
         });
         while_polling(poller, async {}).await.unwrap();
         assert!(dropped.await.is_err(), "the poller went on");

@@ -1,4 +1,7 @@
 //! The binary: settings, logging, sockets, signals, exit code. The rest is the library.
+//!
+//! Invariant: nothing else reads the environment, writes to the terminal or exits. It must not know how a poll or an
+//! answer is made.
 
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -16,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 use zenlayer_exporter::api::wire::MAX_IDS;
 use zenlayer_exporter::config::{Command, Config, Flags, Log, Web};
-use zenlayer_exporter::{Options, Watchdog, http};
+use zenlayer_exporter::{Options, Watchdog, build_info, http};
 
 /// The command was used incorrectly (`EX_USAGE` of sysexits.h).
 const BAD_SETTING: u8 = 64;
@@ -46,7 +49,12 @@ fn main() -> ExitCode {
 fn start(command: Command) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(execute(command)),
+        Ok(runtime) => {
+            let result = runtime.block_on(execute(command));
+            // A name look-up that never ends would otherwise hold up the exit.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => Err(format!("the runtime cannot start: {error}")),
     };
     match result {
@@ -128,8 +136,8 @@ fn start_logging(log: Log) {
 fn announce(config: &Config, listeners: &[TcpListener]) {
     let interval = humantime::format_duration(config.poll.interval);
     tracing::info!(
-        version = zenlayer_exporter::VERSION,
-        revision = zenlayer_exporter::REVISION,
+        version = build_info::VERSION,
+        revision = build_info::REVISION,
         service = config.api.service.name(),
         polling = %config.target,
         every = %interval,

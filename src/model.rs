@@ -5,8 +5,8 @@
 
 use std::cmp::Ordering;
 
-/// Most instances one exporter takes: far above any account, far below what would fill the memory.
-pub const MAX_INSTANCES: usize = 10_000_000;
+/// Most instances one exporter takes: above any account, and a bound for what a broken answer can fill.
+pub const MAX_INSTANCES: usize = 2_000_000;
 
 /// One of the two services whose instances can be watched; both have the same actions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,10 +112,24 @@ impl Statuses {
         &self.names[status.index()]
     }
 
+    /// Whether no other status fits.
+    pub fn is_full(&self) -> bool {
+        self.names.len() > usize::from(u8::MAX)
+    }
+
     /// Every known name, in order.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.names.iter().map(|name| &**name)
     }
+}
+
+/// Which series an instance has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatusSeries {
+    /// One, for the status it is in.
+    Current,
+    /// One for each known status, 1 or 0.
+    All,
 }
 
 /// Why a sighting was not taken.

@@ -3,21 +3,22 @@
 //! Invariant: polls never overlap, a failed one publishes nothing, and a late one delays the next instead of piling
 //! up. It must not know how a request is sent or how an answer is served.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::api::{ApiError, Client, Kind};
-use crate::config::{Poll, StatusSeries};
+use crate::config::Poll;
 use crate::exposition;
 use crate::inventory::{self, Collection};
-use crate::model::{Inventory, Statuses};
+use crate::model::{Inventory, StatusSeries, Statuses};
 use crate::snapshot::{Published, Report, Snapshot};
 use crate::telemetry::Telemetry;
 
 /// Keeps one account's snapshot up to date.
-pub struct Poller {
+pub(crate) struct Poller {
     client: Client,
     settings: Poll,
     series: StatusSeries,
@@ -29,7 +30,7 @@ pub struct Poller {
 
 impl Poller {
     /// A poller that has not polled yet.
-    pub fn new(
+    pub(crate) fn new(
         client: Client,
         settings: Poll,
         series: StatusSeries,
@@ -41,7 +42,7 @@ impl Poller {
     }
 
     /// Polls at once and then at every interval, for as long as the process lives.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) -> Infallible {
         let mut ticks = interval(self.settings.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -70,10 +71,17 @@ impl Poller {
     ///
     /// # Errors
     /// When the inventory could not be had; then what was published before stays.
-    pub async fn poll(&mut self) -> Result<(), ApiError> {
+    pub(crate) async fn poll(&mut self) -> Result<(), ApiError> {
         let started = Instant::now();
         self.published.beat(started);
-        let result = self.collect().await;
+        // What a failed poll saw must not stay: only a published status is a known one.
+        let mut statuses = self.statuses.clone();
+        let result = self.collect(&mut statuses).await;
+        if result.is_err() && statuses.is_full() {
+            self.forget();
+        } else if result.is_ok() {
+            self.statuses = statuses;
+        }
         let ended = Instant::now();
         let (took, at) = (ended - started, SystemTime::now());
         self.published.beat(ended);
@@ -84,14 +92,20 @@ impl Poller {
         result.map(|_| ())
     }
 
-    async fn collect(&mut self) -> Result<Collection, ApiError> {
-        let session = self.client.session()?;
+    /// Starts anew, where more statuses have come by than can be told apart: those that went again make room.
+    fn forget(&mut self) {
+        self.statuses = Statuses::documented(self.client.settings().service);
+        self.previous = None;
+    }
+
+    async fn collect(&self, statuses: &mut Statuses) -> Result<Collection, ApiError> {
         let named: Vec<_> = self.client.settings().instance_ids.iter().map(String::as_str).collect();
         let collected = async {
+            let session = self.client.session().await?;
             if named.is_empty() {
-                inventory::collect_all(&session, self.previous.as_deref(), &mut self.statuses).await
+                inventory::collect_all(&session, self.previous.as_deref(), statuses).await
             } else {
-                inventory::collect_named(&session, &named, &mut self.statuses).await
+                inventory::collect_named(&session, &named, statuses).await
             }
         };
         timeout(self.settings.timeout, collected).await.unwrap_or_else(|_| {

@@ -13,29 +13,29 @@ use crate::model::{Inventory, Statuses};
 
 /// What one successful poll has to show.
 #[derive(Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// The instance series in the text format.
-    pub text: Bytes,
+    pub(crate) text: Bytes,
     /// What it was rendered from.
-    pub inventory: Arc<Inventory>,
+    pub(crate) inventory: Arc<Inventory>,
     /// Every status known by then.
-    pub statuses: Statuses,
+    pub(crate) statuses: Statuses,
     /// When the poll ended.
-    pub taken_at: Instant,
+    pub(crate) taken_at: Instant,
 }
 
 /// How the last poll went, for a person.
 #[derive(Debug, Clone)]
-pub struct Report {
+pub(crate) struct Report {
     /// When it ended.
-    pub at: SystemTime,
+    pub(crate) at: SystemTime,
     /// How many instances there are, or what went wrong.
-    pub outcome: Result<usize, String>,
+    pub(crate) outcome: Result<usize, String>,
 }
 
 /// The latest snapshot, shared between the poller, which replaces it, and the server, which reads it.
 #[derive(Debug)]
-pub struct Published {
+pub(crate) struct Published {
     snapshot: RwLock<Option<Arc<Snapshot>>>,
     report: RwLock<Option<Report>>,
     /// When the poller last showed that it lives.
@@ -45,7 +45,7 @@ pub struct Published {
 
 impl Published {
     /// Nothing yet.
-    pub fn new(max_staleness: Duration) -> Self {
+    pub(crate) fn new(max_staleness: Duration) -> Self {
         Self {
             snapshot: RwLock::default(),
             report: RwLock::default(),
@@ -55,38 +55,38 @@ impl Published {
     }
 
     /// Replaces the snapshot.
-    pub fn publish(&self, snapshot: Snapshot) {
+    pub(crate) fn publish(&self, snapshot: Snapshot) {
         *write(&self.snapshot) = Some(Arc::new(snapshot));
     }
 
     /// Tells how the last poll went.
-    pub fn report(&self, report: Report) {
+    pub(crate) fn report(&self, report: Report) {
         *write(&self.report) = Some(report);
     }
 
     /// The poller lives at `now`.
-    pub fn beat(&self, now: Instant) {
+    pub(crate) fn beat(&self, now: Instant) {
         *write(&self.pulse) = now;
     }
 
     /// The latest snapshot, unless it is too old at `now`.
-    pub fn fresh(&self, now: Instant) -> Option<Arc<Snapshot>> {
+    pub(crate) fn fresh(&self, now: Instant) -> Option<Arc<Snapshot>> {
         let fresh = |snapshot: &&Arc<Snapshot>| now.saturating_duration_since(snapshot.taken_at) <= self.max_staleness;
         read(&self.snapshot).as_ref().filter(fresh).cloned()
     }
 
     /// Whether any poll has succeeded yet.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         read(&self.snapshot).is_some()
     }
 
     /// How the last poll went; `None` before its end.
-    pub fn last_report(&self) -> Option<Report> {
+    pub(crate) fn last_report(&self) -> Option<Report> {
         read(&self.report).clone()
     }
 
     /// How long the poller has not shown itself at `now`.
-    pub fn silence(&self, now: Instant) -> Duration {
+    pub(crate) fn silence(&self, now: Instant) -> Duration {
         now.saturating_duration_since(*read(&self.pulse))
     }
 }

@@ -19,7 +19,7 @@ const INSTANCE_STATUS: &str = "instance-status";
 const VALID: &str = "names and labels are valid, and each name is registered once";
 
 /// Every metric of the exporter's own.
-pub struct Telemetry {
+pub(crate) struct Telemetry {
     registry: Registry,
     up: IntGauge,
     transitions: IntCounterVec,
@@ -44,7 +44,7 @@ impl Default for Telemetry {
 
 impl Telemetry {
     /// Metrics for a process that lives on to be scraped: the process's own memory, files and CPU time are there.
-    pub fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         let registry = Registry::new();
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())).expect(VALID);
@@ -65,7 +65,7 @@ impl Telemetry {
             "What the exporter was built from; always 1.",
             &["version", "revision", "rustversion"],
         )
-        .with_label_values(&[crate::VERSION, crate::REVISION, crate::RUST_VERSION])
+        .with_label_values(&[crate::build_info::VERSION, crate::build_info::REVISION, crate::build_info::RUST_VERSION])
         .set(1);
         let collectors = flags(
             "zenlayer_exporter_collector_success",
@@ -141,7 +141,7 @@ impl Telemetry {
     }
 
     /// A poll ended at `now` after `took`, well or with that kind of error.
-    pub fn poll_ended(&self, outcome: Result<(), Kind>, took: Duration, now: SystemTime) {
+    pub(crate) fn poll_ended(&self, outcome: Result<(), Kind>, took: Duration, now: SystemTime) {
         let timestamp = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let success = i64::from(outcome.is_ok());
         self.up.set(success);
@@ -155,22 +155,22 @@ impl Telemetry {
     }
 
     /// An instance changed its status.
-    pub fn transition(&self, from: &str, to: &str) {
+    pub(crate) fn transition(&self, from: &str, to: &str) {
         self.transitions.with_label_values(&[from, to]).inc();
     }
 
     /// Paging missed that many instances.
-    pub fn corrected(&self, instances: usize) {
+    pub(crate) fn corrected(&self, instances: usize) {
         self.corrections.inc_by(instances as u64);
     }
 
     /// A request to this process was answered. `path` is one of a fixed few.
-    pub fn http_request(&self, path: &str, code: &str) {
+    pub(crate) fn http_request(&self, path: &str, code: &str) {
         self.http_requests.with_label_values(&[path, code]).inc();
     }
 
     /// All of it in the text format, as it is now.
-    pub fn render(&self) -> Vec<u8> {
+    pub(crate) fn render(&self) -> Vec<u8> {
         let mut text = Vec::with_capacity(8 << 10);
         TextEncoder::new()
             .encode(&self.registry.gather(), &mut text)

@@ -86,6 +86,8 @@ async fn simulator(instances: usize) -> Simulator {
 #[test]
 fn every_mistake_is_named_at_once() {
     let output = run(&[
+        "--once",
+        "--config.check",
         "--zenlayer.endpoint=http://api.example.com",
         "--zenlayer.service=bare-metal",
         "--zenlayer.page-size=1001",
@@ -113,6 +115,7 @@ zenlayer-exporter: these settings are wrong:
 --web.telemetry-path: \"metrics\" is no path: give one like /metrics
 --metrics.status-series: \"some\" is none of current, all
 --log.level: \"loud\" is none of error, warn, info, debug, trace
+--once, --config.check, --healthcheck: each is a task of its own: give one of them
 ";
     assert_eq!(text(&output.stderr), expected);
 }
@@ -159,7 +162,7 @@ fn an_unknown_flag_is_a_bad_setting_and_help_is_none() {
     assert!(text(&output.stderr).contains("unexpected argument '--zenlayer.acces-key-id'"));
     assert_eq!(run(&["--help"]).status.code(), Some(0));
     let version = run(&["--version"]);
-    assert_eq!(text(&version.stdout), format!("zenlayer-exporter {}\n", zenlayer_exporter::VERSION));
+    assert_eq!(text(&version.stdout), format!("zenlayer-exporter {}\n", zenlayer_exporter::build_info::VERSION));
 }
 
 #[test]
@@ -181,6 +184,10 @@ fn a_port_in_use_says_so() {
 fn a_flag_beats_its_variable() {
     let by_variable = exporter(&[]).env("ZENLAYER_EXPORTER_DEMO", "7").arg("--once").output().unwrap();
     assert_eq!(Metrics::parse(text(&by_variable.stdout)).instances().len(), 7);
+    let mut with_empty = exporter(&["--demo=2", "--once"]);
+    with_empty.env("ZENLAYER_EXPORTER_ZENLAYER_INSTANCE_IDS", "").env("ZENLAYER_EXPORTER_ZENLAYER_ENDPOINT", "");
+    let empty = with_empty.output().unwrap();
+    assert_eq!(Metrics::parse(text(&empty.stdout)).instances().len(), 2, "an empty variable is none");
     let by_flag = exporter(&["--demo=3", "--once"]).env("ZENLAYER_EXPORTER_DEMO", "7").output().unwrap();
     assert_eq!(Metrics::parse(text(&by_flag.stdout)).instances().len(), 3);
 }
@@ -313,11 +320,13 @@ async fn a_healthcheck_asks_the_exporter_that_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_interface_means_ipv4_and_ipv6() {
-    let running = Running::start(&mut exporter(&["--demo", "--web.listen-address=:0"]));
-    let port = running.address.port();
-    for host in ["127.0.0.1", "[::1]"] {
-        let address = format!("{host}:{port}").parse().unwrap();
-        assert_eq!(common::request(address, Method::GET, "/healthz", &[]).await.status, 200, "{host}");
+    for every in [":0", "[::]:0"] {
+        let running = Running::start(&mut exporter(&["--demo", &format!("--web.listen-address={every}")]));
+        let port = running.address.port();
+        for host in ["127.0.0.1", "[::1]"] {
+            let address = format!("{host}:{port}").parse().unwrap();
+            assert_eq!(common::request(address, Method::GET, "/healthz", &[]).await.status, 200, "{every} {host}");
+        }
     }
 }
 

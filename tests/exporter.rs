@@ -197,6 +197,7 @@ async fn gzip_is_the_same_text() {
     let exporter = Exporter::ready(config).await;
     let zipped = request(exporter.address, Method::GET, "/metrics", &[("accept-encoding", "gzip")]).await;
     assert_eq!(zipped.header("content-encoding"), Some("gzip"));
+    assert_eq!(zipped.header("vary"), Some("accept-encoding"), "a cache must keep the two apart");
     let mut text = String::new();
     std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*zipped.body), &mut text).unwrap();
     assert_eq!(common::Metrics::parse(&text).instances(), held(&simulator));
@@ -269,6 +270,38 @@ async fn a_request_that_is_open_at_shutdown_is_answered_whole() {
     let (_, body) = text.split_once("\r\n\r\n").unwrap();
     assert_eq!(common::Metrics::parse(body).instances(), held(&simulator));
     exporter.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn clients_that_stall_lose_their_places() {
+    let simulator = simulator(12_000).await;
+    let mut config = config(&simulator, &["--metrics.status-series=all", "--web.max-connections=2"]);
+    config.poll.interval = Duration::from_mins(1);
+    let exporter = Exporter::start(config).await;
+    while exporter.get("/readyz").await.status != 200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let scrape = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let half_a_head = b"GET /metrics HTTP/1.1\r\n";
+    let mut stalled = Vec::new();
+    for request in [&scrape[..], half_a_head] {
+        let mut stream = TcpStream::connect(exporter.address).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        stalled.push(stream);
+        // So that each is served before the next comes.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(exporter.get("/healthz").await.status, 503, "both places are taken");
+    let deadline = Instant::now() + 2 * PATIENCE;
+    let mut held =
+        [TcpStream::connect(exporter.address).await.unwrap(), TcpStream::connect(exporter.address).await.unwrap()];
+    while exporter.get("/healthz").await.status != 200 {
+        assert!(Instant::now() < deadline, "those that stall keep their places");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    for stream in &mut held {
+        stream.shutdown().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ pub enum Kind {
     Policy,
     /// HTTP 3xx.
     Redirect,
-    /// HTTP 404, as a look-up of ids that are gone may answer.
+    /// `INVALID_INSTANCE_NOT_FOUND`, as a look-up of ids that are gone may answer.
     NotFound,
     /// Any other refusal.
     Client,
@@ -152,7 +152,7 @@ impl Kind {
                 Some("check --zenlayer.endpoint, --zenlayer.service and --zenlayer.api-version")
             }
             Self::Credentials | Self::Inconsistent => None,
-            Self::Deadline => Some("raise --poll.timeout, or find out above why requests fail"),
+            Self::Deadline => Some("raise --poll.timeout, or lower --zenlayer.request-timeout"),
         }
     }
 }

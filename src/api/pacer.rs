@@ -10,10 +10,9 @@ use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{Instant, sleep_until};
 
-/// The gap after a first refusal is the pause divided by this; it doubles with each further one.
+/// The gap after a first refusal is the pause divided by this; it doubles with each further one, up to the pause: a
+/// wider one would outlast the trouble it was learned from.
 const FIRST_SPACING: u32 = 10;
-/// The widest gap is the pause times this.
-const WIDEST_SPACING: u32 = 5;
 /// A gap below the pause divided by this is not worth waiting for.
 const NARROWEST_SPACING: u32 = 50;
 /// How often the pause doubles while refusals follow each other: 1, 2, 4, 8 s, much as the vendor's SDKs wait.
@@ -23,7 +22,7 @@ const CLIMB_EVERY: Duration = Duration::from_mins(1);
 
 /// Lets requests through, in the order they come.
 #[derive(Debug)]
-pub struct Pacer {
+pub(crate) struct Pacer {
     pace: Mutex<Pace>,
     /// Held by whoever waits at the head of the queue.
     turn: AsyncMutex<()>,
@@ -32,7 +31,7 @@ pub struct Pacer {
 
 /// One request that may be in flight; dropped when it is over.
 #[derive(Debug)]
-pub struct Permit<'a> {
+pub(crate) struct Permit<'a> {
     pacer: &'a Pacer,
     started: Instant,
 }
@@ -40,7 +39,7 @@ pub struct Permit<'a> {
 impl Pacer {
     /// At most `most` requests in flight; `pause` is how long a first refusal stops them all where the API does not
     /// say how long.
-    pub fn new(most: usize, pause: Duration) -> Self {
+    pub(crate) fn new(most: usize, pause: Duration) -> Self {
         Self {
             pace: Mutex::new(Pace::new(most, pause, Instant::now())),
             turn: AsyncMutex::new(()),
@@ -49,7 +48,7 @@ impl Pacer {
     }
 
     /// Waits until another request may start.
-    pub async fn admit(&self) -> Permit<'_> {
+    pub(crate) async fn admit(&self) -> Permit<'_> {
         let _turn = self.turn.lock().await;
         loop {
             let now = Instant::now();
@@ -70,12 +69,12 @@ impl Pacer {
 
 impl Permit<'_> {
     /// The API answered, whatever it said.
-    pub fn accepted(self) {
-        self.pacer.pace().accepted();
+    pub(crate) fn accepted(self) {
+        self.pacer.pace().accepted(self.started);
     }
 
     /// The API refused for its rate limit. Returns how long every request now waits.
-    pub fn refused(self, retry_after: Option<Duration>) -> Duration {
+    pub(crate) fn refused(self, retry_after: Option<Duration>) -> Duration {
         self.pacer.pace().refused(self.started, Instant::now(), retry_after)
     }
 }
@@ -138,18 +137,23 @@ impl Pace {
         Admission::Now
     }
 
-    fn accepted(&mut self) {
-        self.refusals_in_a_row = 0;
+    fn accepted(&mut self, started: Instant) {
+        if self.is_news(started) {
+            self.refusals_in_a_row = 0;
+        }
+    }
+
+    /// A request that was under way when the last refusal came says nothing new.
+    fn is_news(&self, started: Instant) -> bool {
+        self.refused_at.is_none_or(|at| started > at)
     }
 
     fn refused(&mut self, started: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
-        // A request that was under way when the last refusal came says nothing new.
-        if self.refused_at.is_none_or(|at| started > at) {
+        if self.is_news(started) {
             self.refused_at = Some(now);
             self.stepped_at = now;
             self.limit = (self.limit / 2).max(1);
-            let (first, widest) = (self.first_pause / FIRST_SPACING, self.first_pause * WIDEST_SPACING);
-            self.spacing = (self.spacing * 2).clamp(first, widest);
+            self.spacing = (self.spacing * 2).clamp(self.first_pause / FIRST_SPACING, self.first_pause);
             let pause = self.first_pause * (1 << self.refusals_in_a_row.min(DOUBLINGS));
             self.refusals_in_a_row += 1;
             self.next_start = self.next_start.max(now + pause);
@@ -195,6 +199,23 @@ mod tests {
         let after = start + Duration::from_secs(2);
         assert_eq!(pace.refused(after, after + millis(10), None), Duration::from_secs(2));
         assert_eq!((pace.limit, pace.spacing), (2, millis(200)));
+    }
+
+    #[test]
+    fn an_answer_makes_the_next_pause_short_again() {
+        let start = Instant::now();
+        let mut pace = Pace::new(1, SECOND, start);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(pace.refused(start, start, None), SECOND);
+        pace.accepted(start);
+        assert_eq!(pace.refused(at(10), at(10), None), 2 * SECOND, "an answer from before the refusal is no news");
+        pace.accepted(at(20));
+        assert_eq!(pace.refused(at(30), at(30), None), SECOND);
+        for refusals in 4..10 {
+            pace.refused(at(refusals * 10), at(refusals * 10), None);
+        }
+        assert_eq!(pace.spacing, SECOND, "the gap has a bound");
+        assert_eq!(pace.refused(at(200), at(200), None), 8 * SECOND, "and so has the pause");
     }
 
     #[test]

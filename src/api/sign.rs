@@ -7,29 +7,29 @@ use ring::{digest, hmac};
 use crate::secret::Secret;
 
 /// The name of the algorithm, in `X-ZC-Signature-Method` and at the head of `Authorization`.
-pub const METHOD: &str = "ZC2-HMAC-SHA256";
+pub(crate) const METHOD: &str = "ZC2-HMAC-SHA256";
 
 /// What a signature covers. `host` and `content_type` are as sent, byte for byte.
 #[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
+pub(crate) struct Request<'a> {
     /// The `Host` header, with the port where it is not the scheme's own.
-    pub host: &'a str,
+    pub(crate) host: &'a str,
     /// The `Content-Type` header.
-    pub content_type: &'a str,
+    pub(crate) content_type: &'a str,
     /// The JSON body.
-    pub body: &'a [u8],
+    pub(crate) body: &'a [u8],
     /// Unix time in seconds, as in `X-ZC-Timestamp`.
-    pub timestamp: u64,
+    pub(crate) timestamp: u64,
 }
 
 /// The value of the `Authorization` header.
-pub fn authorization(request: Request<'_>, key_id: &str, password: &Secret) -> String {
+pub(crate) fn authorization(request: Request<'_>, key_id: &str, password: &Secret) -> String {
     let signature = signature(request, password);
     format!("{METHOD} Credential={key_id}, SignedHeaders=content-type;host, Signature={signature}")
 }
 
 /// The signature in lower-case hexadecimal.
-pub fn signature(request: Request<'_>, password: &Secret) -> String {
+pub(crate) fn signature(request: Request<'_>, password: &Secret) -> String {
     let Request { timestamp, .. } = request;
     let canonical = sha256_hex(canonical_request(request).as_bytes());
     let string_to_sign = format!("{METHOD}\n{timestamp}\n{canonical}");

@@ -132,13 +132,12 @@ pub fn read_answer(body: &[u8]) -> Result<Answer, Malformed> {
     let envelope: Envelope<'_> = read_object(body)?;
     let flat = Payload { total_count: envelope.total_count, data_set: envelope.data_set };
     let Payload { total_count, data_set } = envelope.response.0.unwrap_or(flat);
+    let page = data_set.map(|entries| entries.0).unwrap_or_default();
     match (total_count, envelope.code.usable()) {
-        (Some(total_count), _) => {
-            let page = data_set.map(|entries| entries.0).unwrap_or_default();
-            Ok(Answer::Page(Page { total_count, ..page }))
-        }
-        (None, Some(_)) => read_refusal(body).map(Answer::Refusal),
-        (None, None) => Err(Malformed::Shape),
+        // A failure may carry a payload at its defaults, which must not pass for an empty account.
+        (_, Some(_)) if page.listed() == 0 => read_refusal(body).map(Answer::Refusal),
+        (Some(total_count), _) => Ok(Answer::Page(Page { total_count, ..page })),
+        (None, _) => Err(Malformed::Shape),
     }
 }
 
@@ -410,6 +409,8 @@ mod tests {
             request_id: Some("T1".into()),
         };
         assert_eq!(read_answer(body).unwrap(), Answer::Refusal(refusal));
+        let with_defaults = br#"{"code":"OPERATION_FAILED","totalCount":0,"dataSet":null}"#;
+        assert!(matches!(read_answer(with_defaults), Ok(Answer::Refusal(_))), "a failure is no empty account");
     }
 
     #[test]

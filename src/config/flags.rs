@@ -11,7 +11,7 @@ use clap::builder::FalseyValueParser;
 /// Secrets are never flags: set ZENLAYER_ACCESS_KEY_SECRET (or ZENLAYERCLOUD_ACCESS_KEY_PASSWORD) or ZENLAYER_TOKEN,
 /// or name a file. Durations are like 30s, 5m, 1h30m.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "zenlayer-exporter", version = crate::VERSION, hide_possible_values = true)]
+#[command(name = "zenlayer-exporter", version = crate::build_info::VERSION, hide_possible_values = true)]
 pub struct Flags {
     /// Address to listen on; :PORT is every interface, IPv4 and IPv6; repeatable
     #[arg(long = "web.listen-address", env = "ZENLAYER_EXPORTER_WEB_LISTEN_ADDRESS", hide_env = true)]
@@ -142,6 +142,30 @@ pub struct Flags {
     #[arg(long = "healthcheck", env = "ZENLAYER_EXPORTER_HEALTHCHECK", hide_env = true)]
     #[arg(value_parser = FalseyValueParser::new())]
     pub healthcheck: bool,
+}
+
+impl Flags {
+    /// An empty variable counts as none, as manifests that fill in variables leave it.
+    pub(super) fn without_empty(mut self) -> Self {
+        let optional = [
+            &mut self.zenlayer_endpoint,
+            &mut self.zenlayer_api_version,
+            &mut self.zenlayer_access_key_id,
+            &mut self.zenlayer_access_key_password_file,
+            &mut self.zenlayer_token_file,
+            &mut self.zenlayer_resource_group_id,
+            &mut self.zenlayer_ca_file,
+            &mut self.poll_interval,
+            &mut self.demo,
+        ];
+        for value in optional {
+            value.take_if(|value| value.trim().is_empty());
+        }
+        if self.zenlayer_instance_ids == [""] {
+            self.zenlayer_instance_ids.clear();
+        }
+        self
+    }
 }
 
 #[cfg(test)]

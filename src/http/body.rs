@@ -1,4 +1,6 @@
 //! A body of parts that exist already, sent one after the other without being copied together.
+//!
+//! Invariant: its length is known from the start. It must not know what the parts are.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -10,7 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 /// The parts not sent yet; none is empty.
 #[derive(Debug, Default)]
-pub struct Frames(VecDeque<Bytes>);
+pub(crate) struct Frames(VecDeque<Bytes>);
 
 impl Frames {
     pub(super) fn new(parts: impl IntoIterator<Item = Bytes>) -> Self {

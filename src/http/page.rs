@@ -33,13 +33,13 @@ pub(super) static SECURITY_POLICY: LazyLock<String> = LazyLock::new(|| {
 
 /// What this exporter is there for.
 #[derive(Debug, Clone)]
-pub struct About {
+pub(crate) struct About {
     /// The service whose instances are watched.
-    pub service: &'static str,
+    pub(crate) service: &'static str,
     /// What is polled, in words.
-    pub polled: String,
+    pub(crate) polled: String,
     /// How often.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
 }
 
 /// What there is to show.
@@ -60,7 +60,7 @@ pub(super) fn render(view: &View<'_>) -> String {
          <style>{STYLE}</style>\n</head>\n<body>\n<h1>zenlayer-exporter {}</h1>\n\
          <p class=\"muted\">polls {} (<code>{service}</code>) every {}</p>\n\
          <p id=\"lost\" class=\"state bad\" hidden>The exporter does not answer: what follows is old.</p>\n<main>\n",
-        escape(crate::VERSION),
+        escape(crate::build_info::VERSION),
         escape(polled),
         humantime::format_duration(*interval),
     );

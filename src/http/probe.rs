@@ -1,4 +1,6 @@
 //! `--healthcheck`: asks the exporter that runs here, for containers without a shell.
+//!
+//! Invariant: anything but a 200 is an error with a reason. It must not know the process it asks.
 
 use std::io;
 

@@ -27,7 +27,7 @@ const HTML: &str = "text/html; charset=utf-8";
 
 /// What can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// The page for a person.
     Home,
     /// The metrics.
@@ -43,7 +43,7 @@ pub enum Route {
 }
 
 /// Which route a request takes.
-pub fn route(method: &Method, path: &str, telemetry_path: &str) -> Route {
+pub(crate) fn route(method: &Method, path: &str, telemetry_path: &str) -> Route {
     let found = match path {
         "/" => Route::Home,
         "/healthz" => Route::Healthy,
@@ -58,22 +58,22 @@ pub fn route(method: &Method, path: &str, telemetry_path: &str) -> Route {
 }
 
 /// What is served, and from where.
-pub struct Site {
+pub(crate) struct Site {
     /// What the poller published.
-    pub published: Arc<Published>,
+    pub(crate) published: Arc<Published>,
     /// The exporter's own metrics.
-    pub telemetry: Arc<Telemetry>,
+    pub(crate) telemetry: Arc<Telemetry>,
     /// What the page for a person says this is.
-    pub about: About,
+    pub(crate) about: About,
     /// Where the metrics are.
-    pub telemetry_path: String,
+    pub(crate) telemetry_path: String,
     /// How long the poller may be silent before the process is unhealthy.
-    pub longest_silence: Duration,
+    pub(crate) longest_silence: Duration,
 }
 
 impl Site {
     /// Answers a request and counts it.
-    pub async fn answer<B>(&self, request: &Request<B>) -> Response<Frames> {
+    pub(crate) async fn answer<B>(&self, request: &Request<B>) -> Response<Frames> {
         let path = request.uri().path();
         let route = route(request.method(), path, &self.telemetry_path);
         let response = match route {
@@ -90,7 +90,7 @@ impl Site {
     }
 
     /// Answers a request on a connection that is one too many, whatever it asks for.
-    pub fn refuse(&self) -> Response<Frames> {
+    pub(crate) fn refuse(&self) -> Response<Frames> {
         let text = "too many connections: close some, or raise --web.max-connections\n";
         let mut response = answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into());
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -112,7 +112,7 @@ impl Site {
     }
 
     /// Whether the poll loop moves, whatever the API does.
-    pub fn is_healthy(&self) -> bool {
+    pub(crate) fn is_healthy(&self) -> bool {
         self.published.silence(Instant::now()) <= self.longest_silence
     }
 

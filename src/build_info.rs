@@ -1,0 +1,8 @@
+//! What the binary was built from. It must not know who asks.
+
+/// The version in `Cargo.toml`.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit it was built from.
+pub const REVISION: &str = env!("ZENLAYER_EXPORTER_BUILD_REVISION");
+/// The compiler it was built with.
+pub const RUST_VERSION: &str = env!("ZENLAYER_EXPORTER_BUILD_RUST_VERSION");
