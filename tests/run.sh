@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tests/lib.sh
 
 # In the order of what they cost.
-readonly stages=(real page)
+readonly stages=(fuzz real rules systemd kubernetes dashboards page pod container)
 
 quick() {
     cargo fmt --check
