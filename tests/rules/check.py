@@ -20,6 +20,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy/prometheus"
 RUNBOOKS = (DEPLOY / "RUNBOOKS.md").read_text()
+RECIPES = (DEPLOY / "RECIPES.md").read_text()
 RULES = [rule for group in yaml.safe_load((DEPLOY / "rules.yaml").read_text())["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDS = {rule["record"]: rule for rule in RULES if "record" in rule}
@@ -166,7 +167,6 @@ def configuration(directory, current, every):
     port = {"pod_container_port_name": "metrics"}
     found["static_configs"] = [
         pod(every, pod_name="own", pod_container_name="exporter", **own, **port),
-        pod(every, pod_name="sidecar", pod_container_name="zenlayer-exporter", **beside, **port),
         pod(every, pod_name="another port", pod_container_name="exporter", **own, pod_container_port_name="debug"),
         pod(every, pod_name="not ours", pod_container_name="shop", **beside, **port),
         pod(every, pod_name="ended", pod_container_name="exporter", **{**own, "pod_phase": "Failed"}, **port),
@@ -208,7 +208,7 @@ def live(exporter, prometheus, directory):
 
 def watched(prometheus, exporters):
     targets = "count by (job, pod) (up == 1)"
-    expected = [("zenlayer", None), ("all", "own"), ("all", "sidecar")]
+    expected = [("zenlayer", None), ("all", "own")]
     seen = eventually(60, lambda: len(prometheus.samples(targets)) >= len(expected) and prometheus.samples(targets))
     same("targets", expected, [(one["metric"]["job"], one["metric"].get("pod")) for one in seen or []])
     time.sleep(LOADED)
@@ -232,11 +232,19 @@ def watched(prometheus, exporters):
     same("passing statuses are watched in every job", ["zenlayer", "all"], prometheus.jobs(pending))
 
     [instance, *_] = prometheus.samples("zenlayer_instance_status == 1")
-    queries = re.findall(r"^```promql\n(.*?)^```$", RUNBOOKS, re.MULTILINE | re.DOTALL)
+    queries = queries_of(RUNBOOKS)
     check("the runbook has queries", len(queries) >= len(ALERTS), len(queries))
     for query in queries + [rule["expr"] for rule in RULES]:
         answer = prometheus.query(query.replace("INSTANCE", instance["metric"]["instanceId"]))
         check(f"query {query.strip()}", answer["status"] == "success" and not answer.get("warnings"), answer)
+
+    for section in RECIPES.split("\n## ")[1:]:
+        for query in queries_of(section):
+            answer = prometheus.query(for_a_young_server(query))
+            check(f"recipe {query.strip()}", answer["status"] == "success" and not answer.get("warnings"), answer)
+            # Whether an instance has come, gone or failed by now is a matter of chance.
+            if not section.startswith("Which instances?"):
+                check(f"data for {query.strip()}", answer.get("data", {}).get("result"), answer)
 
     for exporter in exporters:
         exporter.terminate()
@@ -244,6 +252,15 @@ def watched(prometheus, exporters):
     only = {("ZenlayerExporterDown", "zenlayer")}
     eventually(15, lambda: prometheus.active() == only)
     check("with the exporters down only that is said", prometheus.active() == only, prometheus.active())
+
+
+def queries_of(markdown):
+    return re.findall(r"^```promql\n(.*?)^```$", markdown, re.MULTILINE | re.DOTALL)
+
+
+def for_a_young_server(query):
+    """The same question about the seconds that there are data for."""
+    return re.sub(r"offset \d+[hd]", "offset 5s", re.sub(r"\[\d+[mhd]\]", "[1m]", query))
 
 
 def main():
