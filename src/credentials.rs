@@ -3,8 +3,8 @@
 //! Invariant: a secret that changed in its file is used from the next poll on, and a file that is gone for a
 //! moment is an error of that poll alone. It must not know what the secret signs.
 
-use crate::config::{CredentialSource, SecretFileError, SecretSource, read_secret};
-use crate::secret::Secret;
+use crate::config::{CredentialSource, SecretSource};
+use crate::secret::{Secret, SecretFileError};
 
 /// What proves who asks, as it is for one poll.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(crate) enum Credential {
 pub(crate) fn read(source: &CredentialSource) -> Result<Credential, SecretFileError> {
     let secret = |source: &SecretSource| match source {
         SecretSource::Given(secret) => Ok(secret.clone()),
-        SecretSource::File(path) => read_secret(path),
+        SecretSource::File(path) => Secret::read(path),
     };
     match source {
         CredentialSource::KeyPair { id, password } => {

@@ -1,9 +1,12 @@
-//! A string that never prints itself.
+//! A string that never prints itself, and the file it may be kept in.
 //!
 //! Invariant: the text leaves only through [`Secret::expose`], so a search for that word finds every use.
 //! It must not know what the secret is for.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -17,6 +20,29 @@ impl Secret {
         Self(Zeroizing::new(text.trim().to_owned()))
     }
 
+    /// Reads a secret from its file.
+    ///
+    /// # Errors
+    /// When there is none in it; the text says so without showing any of it.
+    pub fn read(path: &Path) -> Result<Self, SecretFileError> {
+        let read = || {
+            let mut bytes = zeroize::Zeroizing::new(Vec::new());
+            // No secret is as long; what is, is not a secret.
+            File::open(path)?.take(64 << 10).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().map_err(|source| SecretFileError::Unreadable { path: path.to_owned(), source })?;
+        let secret =
+            std::str::from_utf8(&bytes).map(Secret::new).map_err(|_| SecretFileError::NotText(path.to_owned()))?;
+        if secret.is_empty() {
+            return Err(SecretFileError::Empty(path.to_owned()));
+        }
+        if !is_header_text(secret.expose()) {
+            return Err(SecretFileError::NotText(path.to_owned()));
+        }
+        Ok(secret)
+    }
+
     /// The text itself, for the one place that signs or sends it.
     pub fn expose(&self) -> &str {
         &self.0
@@ -26,6 +52,30 @@ impl Secret {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Why a file does not hold a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretFileError {
+    /// It cannot be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is there, and empty.
+    #[error("{} is empty: it should hold nothing but the secret", .0.display())]
+    Empty(PathBuf),
+    /// It holds what no HTTP header can.
+    #[error("{} holds more than one line of plain text: it should hold nothing but the secret", .0.display())]
+    NotText(PathBuf),
+}
+
+/// Whether a header can hold the text: one word of plain characters.
+pub(crate) fn is_header_text(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 impl fmt::Debug for Secret {
