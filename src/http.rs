@@ -4,6 +4,7 @@
 //! not know the API.
 
 mod body;
+mod own;
 mod page;
 pub mod probe;
 mod route;
@@ -24,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+pub(crate) use self::own::Own;
 pub(crate) use self::page::About;
 pub(crate) use self::route::Site;
 use crate::config::ListenAddress;

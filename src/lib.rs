@@ -13,6 +13,7 @@
 //! | `api` | the client: signing, wire format, errors, pacing, retries |
 //! | `inventory` | all pages of one poll into one consistent inventory |
 //! | `exposition` | inventory → bytes |
+//! | `gzip` | one gzip member glued of parts that are compressed once |
 //! | `telemetry` | the exporter's own metrics |
 //! | `snapshot` | the rendered answer that is served, swapped whole |
 //! | `simulator` | a simulated API: behind `--demo`, and what the tests poll |
@@ -26,6 +27,7 @@ pub mod build_info;
 pub mod config;
 mod credentials;
 mod exposition;
+mod gzip;
 pub mod http;
 pub mod inventory;
 pub mod model;
@@ -46,7 +48,7 @@ use tokio::task::JoinHandle;
 use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Backoff, Client};
 use crate::config::{Config, Target};
-use crate::http::{About, Site};
+use crate::http::{About, Own, Site};
 use crate::poller::Poller;
 use crate::simulator::{Knobs, Simulator};
 use crate::snapshot::Published;
@@ -148,6 +150,7 @@ pub async fn run(
     let site = Arc::new(Site {
         published,
         telemetry,
+        own: Own::default(),
         about: About {
             service: config.api.service.name(),
             polled: config.target.to_string(),
@@ -197,8 +200,11 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
     let telemetry = Arc::new(Telemetry::default());
     let mut exporter = Exporter::start(config, Backoff::default(), &telemetry).await?;
     let outcome = exporter.poller.poll().await;
-    let mut text = exporter.published.fresh(tokio::time::Instant::now()).map_or_else(Vec::new, |s| s.text.to_vec());
-    text.extend(telemetry.render());
+    let mut text = exporter
+        .published
+        .fresh(tokio::time::Instant::now())
+        .map_or_else(Vec::new, |snapshot| snapshot.rendered.text.to_vec());
+    text.extend(telemetry.render().into_bytes());
     Ok((text, outcome))
 }
 
@@ -233,6 +239,7 @@ mod tests {
         let site = Site {
             published: Arc::new(Published::new(Duration::from_mins(5))),
             telemetry: Arc::default(),
+            own: Own::default(),
             about: About { service: "vm", polled: String::new(), interval: Duration::from_secs(30) },
             telemetry_path: "/metrics".to_owned(),
             longest_silence: Duration::from_secs(95),

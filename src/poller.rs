@@ -14,7 +14,7 @@ use crate::config::Poll;
 use crate::exposition;
 use crate::inventory::{self, Collection};
 use crate::model::{Inventory, StatusSeries, Statuses};
-use crate::snapshot::{Published, Report, Snapshot};
+use crate::snapshot::{Published, Rendered, Report, Snapshot};
 use crate::telemetry::Telemetry;
 
 /// Keeps one account's snapshot up to date.
@@ -23,7 +23,8 @@ pub(crate) struct Poller {
     settings: Poll,
     series: StatusSeries,
     statuses: Statuses,
-    previous: Option<Arc<Inventory>>,
+    /// What the last successful poll published.
+    rendered: Option<Arc<Rendered>>,
     published: Arc<Published>,
     telemetry: Arc<Telemetry>,
 }
@@ -38,7 +39,7 @@ impl Poller {
         telemetry: Arc<Telemetry>,
     ) -> Self {
         let statuses = Statuses::documented(client.settings().service);
-        Self { client, settings, series, statuses, previous: None, published, telemetry }
+        Self { client, settings, series, statuses, rendered: None, published, telemetry }
     }
 
     /// Polls at once and then at every interval, for as long as the process lives.
@@ -92,10 +93,14 @@ impl Poller {
         result.map(|_| ())
     }
 
+    fn previous(&self) -> Option<&Inventory> {
+        self.rendered.as_ref().map(|rendered| &*rendered.inventory)
+    }
+
     /// Starts anew, where more statuses have come by than can be told apart: those that went again make room.
     fn forget(&mut self) {
         self.statuses = Statuses::documented(self.client.settings().service);
-        self.previous = None;
+        self.rendered = None;
     }
 
     async fn collect(&self, statuses: &mut Statuses) -> Result<Collection, ApiError> {
@@ -103,7 +108,7 @@ impl Poller {
         let collected = async {
             let session = self.client.session().await?;
             if named.is_empty() {
-                inventory::collect_all(&session, self.previous.as_deref(), statuses).await
+                inventory::collect_all(&session, self.previous(), statuses).await
             } else {
                 inventory::collect_named(&session, &named, statuses).await
             }
@@ -118,17 +123,23 @@ impl Poller {
     fn publish(&mut self, collection: Collection, ended: Instant, took: Duration) -> usize {
         let Collection { inventory, corrections, pages } = collection;
         let inventory = Arc::new(inventory);
-        let changes = self.previous.as_ref().map(|previous| previous.changes_to(&inventory)).unwrap_or_default();
+        let changes = self.previous().map(|previous| previous.changes_to(&inventory)).unwrap_or_default();
         for &(from, to) in &changes.transitions {
             self.telemetry.transition(self.statuses.name(from), self.statuses.name(to));
         }
         self.telemetry.corrected(corrections);
         self.warn_of_unknown_ids(&inventory);
-        let text = exposition::render(&inventory, &self.statuses, self.series).into();
-        let statuses = self.statuses.clone();
-        self.published.publish(Snapshot { text, inventory: Arc::clone(&inventory), statuses, taken_at: ended });
-        let instances = inventory.len();
-        self.previous = Some(inventory);
+        let rendered = match self.rendered.take() {
+            // Nothing changed: the old bytes under a new time.
+            Some(rendered) if rendered.is_of(&inventory, &self.statuses) => rendered,
+            _ => {
+                let text = exposition::render(&inventory, &self.statuses, self.series);
+                Arc::new(Rendered::new(text, inventory, self.statuses.clone()))
+            }
+        };
+        let instances = rendered.inventory.len();
+        self.rendered = Some(Arc::clone(&rendered));
+        self.published.publish(Snapshot { rendered, taken_at: ended });
         tracing::info!(
             instances,
             changed = changes.transitions.len(),
@@ -145,7 +156,7 @@ impl Poller {
     /// An id that was named and does not exist is more likely mistyped than watched for.
     fn warn_of_unknown_ids(&self, inventory: &Inventory) {
         let named = self.client.settings().instance_ids.len();
-        let is_news = self.previous.as_ref().is_none_or(|previous| previous.len() != inventory.len());
+        let is_news = self.previous().is_none_or(|previous| previous.len() != inventory.len());
         if inventory.len() < named && is_news {
             let unknown = named - inventory.len();
             tracing::warn!(unknown, named, "instances of --zenlayer.instance-ids do not exist");

@@ -3,25 +3,66 @@
 //! Invariant: a reader has one poll or the next, never a mix, and nothing older than `max_staleness`. It must not
 //! know where an inventory comes from or how it is sent.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::gzip;
 use crate::model::{Inventory, Statuses};
 
-/// What one successful poll has to show.
+/// What is served of an inventory, rendered once.
 #[derive(Debug)]
-pub(crate) struct Snapshot {
-    /// The instance series in the text format.
+pub(crate) struct Rendered {
+    /// The instance series: the same bytes in the text format and in OpenMetrics.
     pub(crate) text: Bytes,
+    /// The text compressed, once somebody wants it so.
+    zipped: OnceCell<gzip::Part>,
     /// What it was rendered from.
     pub(crate) inventory: Arc<Inventory>,
     /// Every status known by then.
     pub(crate) statuses: Statuses,
+}
+
+impl Rendered {
+    /// Text that was rendered from that inventory.
+    pub(crate) fn new(text: Vec<u8>, inventory: Arc<Inventory>, statuses: Statuses) -> Self {
+        Self { text: text.into(), zipped: OnceCell::new(), inventory, statuses }
+    }
+
+    /// Whether the same text would be rendered again.
+    pub(crate) fn is_of(&self, inventory: &Inventory, statuses: &Statuses) -> bool {
+        *self.inventory == *inventory && self.statuses.names().len() == statuses.names().len()
+    }
+
+    /// The text compressed: by the first who asks, off the async threads, for all who ask.
+    pub(crate) async fn zipped(&self) -> &gzip::Part {
+        let compress = || async {
+            let text = self.text.clone();
+            let compressed = tokio::task::spawn_blocking(move || gzip::Part::first(&text)).await;
+            compressed.expect("compression does not panic")
+        };
+        self.zipped.get_or_init(compress).await
+    }
+}
+
+/// What one successful poll has to show.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    /// Shared with the polls before, for as long as nothing changes.
+    pub(crate) rendered: Arc<Rendered>,
     /// When the poll ended.
     pub(crate) taken_at: Instant,
+}
+
+impl Snapshot {
+    /// How old it is at `now`.
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.taken_at)
+    }
 }
 
 /// How the last poll went, for a person.
@@ -38,6 +79,8 @@ pub(crate) struct Report {
 pub(crate) struct Published {
     snapshot: RwLock<Option<Arc<Snapshot>>>,
     report: RwLock<Option<Report>>,
+    /// How many polls have ended.
+    polls: AtomicU64,
     /// When the poller last showed that it lives.
     pulse: RwLock<Instant>,
     max_staleness: Duration,
@@ -49,6 +92,7 @@ impl Published {
         Self {
             snapshot: RwLock::default(),
             report: RwLock::default(),
+            polls: AtomicU64::new(0),
             pulse: RwLock::new(Instant::now()),
             max_staleness,
         }
@@ -62,6 +106,12 @@ impl Published {
     /// Tells how the last poll went.
     pub(crate) fn report(&self, report: Report) {
         *write(&self.report) = Some(report);
+        self.polls.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many polls have ended: what is derived from one is old when this has changed.
+    pub(crate) fn polls(&self) -> u64 {
+        self.polls.load(Ordering::Acquire)
     }
 
     /// The poller lives at `now`.
@@ -71,7 +121,7 @@ impl Published {
 
     /// The latest snapshot, unless it is too old at `now`.
     pub(crate) fn fresh(&self, now: Instant) -> Option<Arc<Snapshot>> {
-        let fresh = |snapshot: &&Arc<Snapshot>| now.saturating_duration_since(snapshot.taken_at) <= self.max_staleness;
+        let fresh = |snapshot: &&Arc<Snapshot>| snapshot.age(now) <= self.max_staleness;
         read(&self.snapshot).as_ref().filter(fresh).cloned()
     }
 
@@ -111,12 +161,8 @@ mod tests {
         assert!(!published.is_ready());
         assert!(published.fresh(Instant::now()).is_none());
         let taken_at = Instant::now();
-        published.publish(Snapshot {
-            text: Bytes::from_static(b"a 1\n"),
-            inventory: Arc::default(),
-            statuses: Statuses::documented(Service::Vm),
-            taken_at,
-        });
+        let rendered = Rendered::new(b"a 1\n".to_vec(), Arc::default(), Statuses::documented(Service::Vm));
+        published.publish(Snapshot { rendered: Arc::new(rendered), taken_at });
         assert!(published.fresh(taken_at + Duration::from_mins(5)).is_some());
         assert!(published.fresh(taken_at + Duration::from_secs(301)).is_none());
         assert!(published.is_ready(), "readiness is about the first success");

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::api::{Action, Kind, Observer};
@@ -170,12 +170,8 @@ impl Telemetry {
     }
 
     /// All of it in the text format, as it is now.
-    pub(crate) fn render(&self) -> Vec<u8> {
-        let mut text = Vec::with_capacity(8 << 10);
-        TextEncoder::new()
-            .encode(&self.registry.gather(), &mut text)
-            .expect("writing to memory does not fail, and no registered family is empty");
-        text
+    pub(crate) fn render(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).expect("no registered family is empty")
     }
 }
 
@@ -206,7 +202,7 @@ mod tests {
     use super::*;
 
     fn rendered(telemetry: &Telemetry) -> String {
-        String::from_utf8(telemetry.render()).unwrap()
+        telemetry.render()
     }
 
     #[test]

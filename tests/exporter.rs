@@ -197,7 +197,7 @@ async fn gzip_is_the_same_text() {
     let exporter = Exporter::ready(config).await;
     let zipped = request(exporter.address, Method::GET, "/metrics", &[("accept-encoding", "gzip")]).await;
     assert_eq!(zipped.header("content-encoding"), Some("gzip"));
-    assert_eq!(zipped.header("vary"), Some("accept-encoding"), "a cache must keep the two apart");
+    assert_eq!(zipped.header("vary"), Some("accept, accept-encoding"), "a cache must keep the two apart");
     let mut text = String::new();
     std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*zipped.body), &mut text).unwrap();
     assert_eq!(common::Metrics::parse(&text).instances(), held(&simulator));
@@ -227,23 +227,12 @@ async fn one_connection_too_many_is_told_so() {
     }
 }
 
-/// How many requests were answered, as a line of the metrics: parsing all of a large answer would take its time.
-async fn served(exporter: &Exporter) -> u64 {
-    let reply = exporter.get("/metrics").await;
-    let line = r#"zenlayer_exporter_http_requests_total{code="200",path="/metrics"} "#;
-    reply.text().rsplit(line).next().unwrap().lines().next().unwrap().parse().unwrap_or(0)
-}
-
 /// Asks for the metrics and reads nothing yet; the answer is longer than the sockets' buffers.
 async fn open_scrape(exporter: &Exporter) -> TcpStream {
     let mut stream = TcpStream::connect(exporter.address).await.unwrap();
-    let before = served(exporter).await;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-    let mut asked = 1;
-    while served(exporter).await == before + asked {
-        asked += 1;
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    // Once the answer has begun, the request is open.
+    stream.peek(&mut [0]).await.unwrap();
     stream
 }
 

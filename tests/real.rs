@@ -140,6 +140,27 @@ async fn promtool_objects_to_the_api_s_own_label_names_alone() {
     }
 }
 
+#[tokio::test]
+#[ignore = "needs prometheus_client for Python: tests/run.sh"]
+async fn the_strict_parser_of_open_metrics_reads_what_the_text_says() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 100)).await.unwrap();
+    give_hostile_names(&simulator);
+    let exporter = Exporter::ready(config(&simulator, &[])).await;
+    live_through_everything(&simulator, &exporter).await;
+    let accept = [("accept", "application/openmetrics-text;version=1.0.0")];
+    let open = request(exporter.address, Method::GET, "/metrics", &accept).await;
+    assert_eq!(open.header("content-type"), Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
+    let mut input = tempfile::tempfile().unwrap();
+    input.write_all(&open.body).unwrap();
+    input.rewind().unwrap();
+    let mut command = Command::new(test_python());
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/read_open_metrics.py")).stdin(input);
+    let output = finish(command).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown: Vec<(String, String)> = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(differences(&each_once(shown.into_iter()), &held(&simulator)), Differences::default());
+}
+
 async fn lists_every_instance(credentials: &[(&str, &str)]) {
     let versions = [
         (Service::Vm, "2023-03-13"),
@@ -163,9 +184,7 @@ async fn list_with_sdk(
     version: &str,
     credentials: &[(&str, &str)],
 ) -> Result<Held, Value> {
-    let python = std::env::var("ZENLAYER_EXPORTER_TEST_PYTHON")
-        .expect("ZENLAYER_EXPORTER_TEST_PYTHON names no Python with the vendor's SDK: run tests/run.sh, which sets it");
-    let mut command = Command::new(python);
+    let mut command = Command::new(test_python());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/list_instances.py");
     command.args([script, simulator.endpoint().as_str(), service.name(), version, "1000"]);
     // Neither a proxy nor a key of this machine's owner has a place here.
@@ -178,6 +197,12 @@ async fn list_with_sdk(
         Some(1) if lines.len() == 1 => Err(lines[0].clone()),
         _ => panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
     }
+}
+
+/// The Python that has what the tests need.
+fn test_python() -> String {
+    std::env::var("ZENLAYER_EXPORTER_TEST_PYTHON")
+        .expect("ZENLAYER_EXPORTER_TEST_PYTHON names no Python with the vendor's SDK: run tests/run.sh, which sets it")
 }
 
 /// A Prometheus server that scrapes one target every second; it is killed when dropped.

@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ring::digest;
 
-use crate::snapshot::{Report, Snapshot};
+use crate::snapshot::{Rendered, Report};
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/update.js");
@@ -47,7 +47,7 @@ pub(super) struct View<'a> {
     pub(super) about: &'a About,
     pub(super) report: Option<&'a Report>,
     /// The answer that is served now, with its age.
-    pub(super) served: Option<(&'a Snapshot, Duration)>,
+    pub(super) served: Option<(&'a Rendered, Duration)>,
     pub(super) telemetry_path: &'a str,
     pub(super) now: SystemTime,
 }
@@ -105,7 +105,7 @@ fn state(page: &mut String, view: &View<'_>) {
     }
 }
 
-fn counts(page: &mut String, snapshot: &Snapshot) {
+fn counts(page: &mut String, snapshot: &Rendered) {
     page.push_str("<h2>By status</h2>\n<table id=\"counts\">\n");
     let total = snapshot.inventory.len().max(1);
     let counts = snapshot.inventory.count_by_status(&snapshot.statuses);
@@ -122,7 +122,7 @@ fn counts(page: &mut String, snapshot: &Snapshot) {
     page.push_str("</table>\n");
 }
 
-fn others(page: &mut String, snapshot: &Snapshot) {
+fn others(page: &mut String, snapshot: &Rendered) {
     let is_other = |name: &str| name != RUNNING;
     let others = || snapshot.inventory.iter().filter(|instance| is_other(snapshot.statuses.name(instance.status)));
     let count = others().count();
@@ -158,23 +158,20 @@ fn escape(text: &str) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use bytes::Bytes;
-    use tokio::time::Instant;
-
     use super::*;
     use crate::model::{Service, Sightings, Statuses};
 
-    fn snapshot(entries: &[(&str, &str)]) -> Snapshot {
+    fn snapshot(entries: &[(&str, &str)]) -> Rendered {
         let mut statuses = Statuses::documented(Service::Vm);
         let mut sightings = Sightings::default();
         for (id, status) in entries {
             sightings.push(id, status, &mut statuses).unwrap();
         }
         let inventory = Arc::new(sightings.into_inventory());
-        Snapshot { text: Bytes::new(), inventory, statuses, taken_at: Instant::now() }
+        Rendered::new(Vec::new(), inventory, statuses)
     }
 
-    fn page(outcome: Option<Result<usize, &str>>, served: Option<&Snapshot>) -> String {
+    fn page(outcome: Option<Result<usize, &str>>, served: Option<&Rendered>) -> String {
         let about = About { service: "vm", polled: "https://<api>".to_owned(), interval: Duration::from_secs(30) };
         let at = SystemTime::UNIX_EPOCH;
         let report = outcome.map(|outcome| Report { at, outcome: outcome.map_err(str::to_owned) });

@@ -2,25 +2,21 @@
 //!
 //! Invariant: which answer a request gets depends on its method and path alone. It must not know sockets.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::body::Frames;
+use super::own::{Format, Own};
 use super::page::{self, About, View};
+use crate::gzip;
 use crate::snapshot::Published;
 use crate::telemetry::Telemetry;
 
 const TEXT: &str = "text/plain; charset=utf-8";
-/// The text format of Prometheus.
-const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The label value that unknown paths share: a scanner must not make series.
 const OTHER: &str = "other";
 const HTML: &str = "text/html; charset=utf-8";
@@ -63,6 +59,8 @@ pub(crate) struct Site {
     pub(crate) published: Arc<Published>,
     /// The exporter's own metrics.
     pub(crate) telemetry: Arc<Telemetry>,
+    /// The exporter's own metrics as they were last rendered.
+    pub(crate) own: Own,
     /// What the page for a person says this is.
     pub(crate) about: About,
     /// Where the metrics are.
@@ -99,15 +97,22 @@ impl Site {
     }
 
     async fn metrics(&self, headers: &HeaderMap) -> Response<Frames> {
-        let instances = self.published.fresh(Instant::now()).map(|snapshot| snapshot.text.clone()).unwrap_or_default();
-        let own = Bytes::from(self.telemetry.render());
-        if !accepts_gzip(headers) {
-            return vary(answer(StatusCode::OK, METRICS, Frames::new([instances, own])));
-        }
-        let compressed =
-            tokio::task::spawn_blocking(move || gzip(&[&instances, &own])).await.expect("compression does not panic");
-        let mut response = vary(answer(StatusCode::OK, METRICS, Frames::from(compressed)));
-        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        let format = Format::preferred(headers);
+        let snapshot = self.published.fresh(Instant::now());
+        let own = self.own.get(&self.telemetry, self.published.polls(), format);
+        let mut response = if accepts_gzip(headers) {
+            let frames = match &snapshot {
+                Some(snapshot) => gzip::member(snapshot.rendered.zipped().await, own.zipped()),
+                None => gzip::member(&gzip::Part::first(b""), own.zipped()),
+            };
+            let mut response = answer(StatusCode::OK, format.content_type(), Frames::new(frames));
+            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response
+        } else {
+            let instances = snapshot.map(|snapshot| snapshot.rendered.text.clone()).unwrap_or_default();
+            answer(StatusCode::OK, format.content_type(), Frames::new([instances, own.text()]))
+        };
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept, accept-encoding"));
         response
     }
 
@@ -143,7 +148,7 @@ impl Site {
         let page = page::render(&View {
             about: &self.about,
             report: report.as_ref(),
-            served: snapshot.as_deref().map(|snapshot| (snapshot, now.saturating_duration_since(snapshot.taken_at))),
+            served: snapshot.as_deref().map(|snapshot| (&*snapshot.rendered, snapshot.age(now))),
             telemetry_path: &self.telemetry_path,
             now: SystemTime::now(),
         });
@@ -177,11 +182,6 @@ fn answer(status: StatusCode, content_type: &'static str, body: Frames) -> Respo
     response
 }
 
-fn vary(mut response: Response<Frames>) -> Response<Frames> {
-    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept-encoding"));
-    response
-}
-
 /// Whether `Accept-Encoding` takes gzip: named with a weight above 0, or by `*` where it is not named
 /// (RFC 9110, section 12.5.3).
 fn accepts_gzip(headers: &HeaderMap) -> bool {
@@ -200,28 +200,19 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
     any
 }
 
-/// One gzip member of all parts.
-fn gzip(parts: &[&[u8]]) -> Bytes {
-    const IN_MEMORY: &str = "writing to memory does not fail";
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    for part in parts {
-        encoder.write_all(part).expect(IN_MEMORY);
-    }
-    encoder.finish().expect(IN_MEMORY).into()
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
     use crate::model::{Service, Statuses};
-    use crate::snapshot::{Report, Snapshot};
+    use crate::snapshot::{Rendered, Report, Snapshot};
 
     fn site() -> Site {
         Site {
             published: Arc::new(Published::new(Duration::from_mins(5))),
             telemetry: Arc::new(Telemetry::default()),
+            own: Own::default(),
             about: About { service: "vm", polled: "nothing".to_owned(), interval: Duration::from_secs(30) },
             telemetry_path: "/metrics".to_owned(),
             longest_silence: Duration::from_mins(3),
@@ -278,12 +269,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn health_is_about_the_poll_loop() {
         let site = site();
-        site.published.publish(Snapshot {
-            text: Bytes::from_static(b"a 1\n"),
-            inventory: Arc::default(),
-            statuses: Statuses::documented(Service::Vm),
-            taken_at: Instant::now(),
-        });
+        let rendered = Rendered::new(b"a 1\n".to_vec(), Arc::default(), Statuses::documented(Service::Vm));
+        site.published.publish(Snapshot { rendered: Arc::new(rendered), taken_at: Instant::now() });
         assert_eq!(get(&site, "/readyz").await, (200, "ready\n".to_owned()));
         assert_eq!(get(&site, "/healthz").await, (200, "ok\n".to_owned()));
         tokio::time::advance(Duration::from_secs(181)).await;

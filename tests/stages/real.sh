@@ -35,7 +35,7 @@ unpack_prometheus_3() (
 ) >/dev/null 2>&1
 
 install_prometheus
-install_python "$sdk"
+install_python "$sdk" prometheus-client==0.26.0
 export ZENLAYER_EXPORTER_TEST_PYTHON=$python/bin/python
 prometheus --version 2>&1 | sed -n '1s/ (.*//p'
 run_ignored real
