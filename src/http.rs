@@ -146,7 +146,7 @@ impl Connections {
         let site = Arc::clone(&self.site);
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let site = Arc::clone(&site);
-            async move { Ok::<_, Infallible>(if full { site.refuse() } else { site.answer(&request).await }) }
+            async move { Ok::<_, Infallible>(if full { site.refuse(&request) } else { site.answer(&request).await }) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

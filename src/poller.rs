@@ -38,7 +38,9 @@ impl Poller {
         published: Arc<Published>,
         telemetry: Arc<Telemetry>,
     ) -> Self {
-        let statuses = Statuses::documented(client.settings().service);
+        let service = client.settings().service;
+        let statuses = Statuses::documented(service);
+        telemetry.expect_transitions(service.documented_statuses());
         Self { client, settings, series, statuses, rendered: None, published, telemetry }
     }
 

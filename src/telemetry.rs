@@ -105,7 +105,7 @@ impl Telemetry {
             ),
             corrections: counter(
                 "zenlayer_exporter_poll_corrections_total",
-                "Instances that paging missed and a look-up by id or a second walk found.",
+                "Known instances that paging missed and a look-up by id or a second walk found.",
             ),
             collector_success: collectors.with_label_values(&[INSTANCE_STATUS]),
             api_requests: counters(
@@ -152,6 +152,15 @@ impl Telemetry {
         }
         self.poll_duration.observe(took.as_secs_f64());
         self.polls.with_label_values(&[outcome.map_or_else(Kind::label, |()| SUCCESS)]).inc();
+    }
+
+    /// Changes between these statuses are to be expected: each begins at 0, so that its first is an increase.
+    pub(crate) fn expect_transitions(&self, statuses: &[&str]) {
+        for from in statuses {
+            for to in statuses.iter().filter(|to| *to != from) {
+                self.transitions.with_label_values(&[from, to]);
+            }
+        }
     }
 
     /// An instance changed its status.

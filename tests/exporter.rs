@@ -280,11 +280,12 @@ async fn clients_that_stall_lose_their_places() {
         // So that each is served before the next comes.
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    assert_eq!(exporter.get("/healthz").await.status, 503, "both places are taken");
+    assert_eq!(exporter.get("/readyz").await.status, 503, "both places are taken");
+    assert_eq!(exporter.get("/healthz").await.status, 200, "a probe must not restart it for that");
     let deadline = Instant::now() + 2 * PATIENCE;
     let mut held =
         [TcpStream::connect(exporter.address).await.unwrap(), TcpStream::connect(exporter.address).await.unwrap()];
-    while exporter.get("/healthz").await.status != 200 {
+    while exporter.get("/readyz").await.status != 200 {
         assert!(Instant::now() < deadline, "those that stall keep their places");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,7 +20,9 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::simulator::{Fault, Knobs, Simulator};
@@ -97,7 +99,7 @@ impl Browser {
         self.evaluate("document.body.innerText").await.as_str().unwrap().to_owned()
     }
 
-    /// Keeps a picture of the whole page as test output.
+    /// Keeps a picture of what the window shows as test output.
     async fn picture(&self, name: &str) {
         let shot = self.command("goog/cdp/execute", json!({"cmd": "Page.captureScreenshot", "params": {}})).await;
         let output = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/output");
@@ -169,18 +171,33 @@ async fn the_page_shows_what_the_metrics_say() {
     assert!(listed.contains(&HOSTILE.to_owned()), "{listed:?}");
     assert_eq!(browser.evaluate("document.scripts.length").await, json!(1), "the hostile id became a script");
 
+    let mut colours = BTreeSet::new();
     for (scheme, name) in [("light", "page-light.png"), ("dark", "page-dark.png")] {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         browser.emulate("setEmulatedMedia", json!({"features": features})).await;
-        let dark = browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches").await;
-        assert_eq!(dark, json!(scheme == "dark"));
+        let colour = browser.evaluate("getComputedStyle(document.querySelector('.state')).color").await;
+        colours.insert(colour.to_string());
         browser.picture(name).await;
     }
+    assert_eq!(colours.len(), 2, "both schemes look alike: {colours:?}");
     let phone = json!({"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": true});
     browser.emulate("setDeviceMetricsOverride", phone).await;
     let fits = "document.documentElement.scrollWidth <= innerWidth && innerWidth === 390";
     browser.until(fits).await;
     browser.picture("page-phone.png").await;
+}
+
+/// Stands where the exporter was, as a proxy does that has lost it.
+async fn answer_503(address: SocketAddr) -> JoinHandle<()> {
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\nconnection: close\r\n\r\ngone";
+            // The browser may have gone already.
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(answer).await;
+        }
+    })
 }
 
 #[tokio::test]
@@ -202,8 +219,13 @@ async fn the_page_updates_itself_and_asks_nobody_else() {
     browser.until("document.body.innerText.includes('1 not RUNNING')").await;
     simulator.set(|knobs| knobs.fault = Some(Fault::answer(451, "")));
     browser.until("document.body.innerText.includes('The last poll failed.')").await;
-    drop(exporter);
+    let address = exporter.address;
+    exporter.stop().await.unwrap();
     browser.until("!document.querySelector('#lost').hidden").await;
+    let proxy = answer_503(address).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(browser.evaluate("document.querySelector('#lost').hidden").await, json!(false), "a 503 passes for news");
+    proxy.abort();
     browser.picture("page-lost.png").await;
 
     assert_eq!(browser.evaluate("window.loadedOnce").await, json!(true), "it was loaded again");

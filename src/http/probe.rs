@@ -6,7 +6,7 @@ use std::io;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::Request;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -42,7 +42,7 @@ pub async fn probe(address: &ListenAddress) -> Result<(), ProbeError> {
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
-    if status.is_success() {
+    if status == StatusCode::OK {
         return Ok(());
     }
     Err(ProbeError::Unhealthy(status.as_u16(), String::from_utf8_lossy(&body).trim_end().to_owned()))

@@ -1,6 +1,6 @@
 //! Routes: one `match` over method and path, and the small answer each has.
 //!
-//! Invariant: which answer a request gets depends on its method and path alone. It must not know sockets.
+//! Invariant: which route a request takes depends on its method and path alone. It must not know sockets.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -87,10 +87,16 @@ impl Site {
         response
     }
 
-    /// Answers a request on a connection that is one too many, whatever it asks for.
-    pub(crate) fn refuse(&self) -> Response<Frames> {
-        let text = "too many connections: close some, or raise --web.max-connections\n";
-        let mut response = answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into());
+    /// Answers a request on a connection that is one too many: that the process is healthy, and nothing else. A probe
+    /// must not have it restarted for what its clients do.
+    pub(crate) fn refuse<B>(&self, request: &Request<B>) -> Response<Frames> {
+        let path = request.uri().path();
+        let mut response = if route(request.method(), path, &self.telemetry_path) == Route::Healthy {
+            self.healthy()
+        } else {
+            let text = "too many connections: close some, or raise --web.max-connections\n";
+            answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
+        };
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         self.telemetry.http_request(OTHER, response.status().as_str());
         response

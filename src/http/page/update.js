@@ -1,15 +1,23 @@
-// Fetches the page again and swaps in what is new: nothing flickers, and the place on the page is kept.
+// Fetches the page again and swaps in the parts that are new: nothing flickers, and a selection or place is kept.
 const every = 5000;
+async function fresh() {
+  const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(every) });
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+  // A proxy's page is no answer of the exporter's.
+  if (!answer.ok || !page) throw new Error("no page");
+  return page;
+}
+function swap(page) {
+  const shown = document.querySelector("main");
+  if (shown.children.length !== page.children.length) return shown.replaceWith(page);
+  [...page.children].forEach((part, place) => {
+    if (part.outerHTML !== shown.children[place].outerHTML) shown.children[place].replaceWith(part);
+  });
+}
 async function update() {
-  try {
-    const answer = await fetch(location.href, { cache: "no-store" });
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
-    const shown = document.querySelector("main");
-    if (fresh && fresh.innerHTML !== shown.innerHTML) shown.replaceWith(fresh);
-    document.querySelector("#lost").hidden = true;
-  } catch {
-    document.querySelector("#lost").hidden = false;
-  }
+  const page = await fresh().catch(() => null);
+  document.querySelector("#lost").hidden = page !== null;
+  if (page) swap(page);
   setTimeout(update, every);
 }
 setTimeout(update, every);
