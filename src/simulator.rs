@@ -373,17 +373,21 @@ impl State {
     fn page(&self, knobs: &Knobs, query: &Describe) -> Result<Value, Rejection> {
         let mut fleet = lock(&self.fleet);
         let by_id = !query.instance_ids.is_empty();
-        let matching: Vec<&Machine> =
-            fleet.machines.iter().filter(|machine| !by_id || query.instance_ids.contains(&machine.id)).collect();
+        let named: Vec<Machine> = if by_id {
+            fleet.machines.iter().filter(|machine| query.instance_ids.contains(&machine.id)).cloned().collect()
+        } else {
+            Vec::new()
+        };
+        let matching = if by_id { &named } else { &fleet.machines };
         if knobs.missing_id_is_error && matching.len() < query.instance_ids.len() {
             return Err(Rejection(404, "INVALID_INSTANCE_NOT_FOUND", "an instance does not exist"));
         }
         let number = if knobs.repeat_first_page || knobs.longer_pages { 1 } else { query.page_num };
         let length = if knobs.longer_pages { usize::MAX } else { query.page_size.min(knobs.longest_page) };
-        let data_set: Vec<Value> = matching
+        let start = (number - 1).saturating_mul(length).min(matching.len());
+        let end = start.saturating_add(length).min(matching.len());
+        let data_set: Vec<Value> = matching[start..end]
             .iter()
-            .skip((number - 1).saturating_mul(length))
-            .take(length)
             .map(|machine| json!({"instanceId": machine.id, "instanceStatus": machine.status}))
             .collect();
         let total = knobs.total_count.unwrap_or(matching.len() as u64);
