@@ -84,7 +84,7 @@ class Compose(unittest.TestCase):
                 with self.subTest(inside):
                     found += 1
                     self.assertTrue(here.exists(), f"{here} is missing")
-                    self.assertEqual(options, ["ro"])
+                    self.assertEqual(options, ["ro,z"])
         self.assertEqual(found, 4)
 
     def test_a_real_account_has_its_password_in_a_file(self):

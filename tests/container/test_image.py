@@ -21,7 +21,7 @@ DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
 STATIC = Path(os.environ["STATIC_EXPORTER"]).resolve()
 TARGET = subprocess.run(["rustc", "--print", "host-tuple"], check=True, capture_output=True, text=True).stdout.strip()
 REVISION = "0123456789ab"
-MEMORY_LIMIT = 32 * 1024 * 1024
+MEMORY_LIMIT = 128 * 1024 * 1024
 CARGO = f"""#!/bin/sh
 set -e
 [ "$*" = "build --release --locked --target {TARGET}" ]
@@ -38,7 +38,7 @@ COPY prebuilt /prebuilt
 COPY --chmod=755 cargo rustc /bin/
 RUN ["/bin/busybox", "--install", "-s", "/bin"]
 """
-HARDENED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=32m"]
+HARDENED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=128m"]
 
 
 def setUpModule():

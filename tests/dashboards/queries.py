@@ -1,7 +1,7 @@
 """Every query of every panel and variable against a Prometheus that scraped exporters in demo mode.
 
-`queries.py PROMETHEUS JOB=EXPORTER… SECONDS`: the URL of each job's exporter, and for how long it was scraped. An
-independent count, from raw samples, stands beside the queries that are not plain.
+`queries.py PROMETHEUS JOB… SECONDS`: Prometheus's URL, the jobs, and for how long they were scraped. An independent count,
+from raw samples, stands beside the queries that are not plain.
 """
 
 import json

@@ -157,6 +157,10 @@ def check_foreign_workloads():
         if kind != "Deployment":
             metadata["annotations"] = {f"{NAME}/sidecar": "true"}
         workloads.append({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": {"template": {"spec": pod}}})
+    # Annotated, but with its pod template elsewhere.
+    cron_job = {"schedule": "0 0 * * *", "jobTemplate": {"spec": {"template": {"spec": pod}}}}
+    workloads.append({"apiVersion": "batch/v1", "kind": "CronJob", "spec": cron_job,
+                      "metadata": {"name": "cronjob", "annotations": {f"{NAME}/sidecar": "true"}}})
     with tempfile.TemporaryDirectory(dir=HERE) as directory:
         directory = pathlib.Path(directory)
         (directory / "workloads.yaml").write_text(yaml.safe_dump_all(workloads))
@@ -169,7 +173,9 @@ def check_foreign_workloads():
         check("the sidecar component builds on other workloads", built.stderr)
         if built.returncode:
             return
-        seen = {kind: o["spec"]["template"]["spec"] for (kind, _), o in objects(built.stdout).items()}
+        specs = {kind: o["spec"] for (kind, _), o in objects(built.stdout).items()}
+    check("a CronJob is left alone", unequal(specs.pop("CronJob"), cron_job))
+    seen = {kind: spec["template"]["spec"] for kind, spec in specs.items()}
     check("a workload without the annotation is left alone", unequal(seen.pop("Deployment"), pod))
     [(_, wanted)] = exporters(golden("prometheus-sidecar"))
     wanted = wanted | {"image": "registry.example/elsewhere:v9"}
@@ -227,7 +233,7 @@ def check_agreement(rendered):
             check(f"{name}: no token of the cluster", unequal(spec.get("automountServiceAccountToken"), False))
             resources = container["resources"]
             check(f"{name}: resources", unequal(resources, {"requests": {"cpu": "5m", "memory": "16Mi"},
-                                                            "limits": {"memory": "32Mi"}}))
+                                                            "limits": {"memory": "128Mi"}}))
             mounts = {m["name"]: m for m in container.get("volumeMounts", [])}
             volumes = {v["name"]: v["secret"] for v in spec.get("volumes", []) if "secret" in v}
             check(f"{name}: its secrets are mounted", unequal(set(mounts), set(volumes)))

@@ -59,6 +59,10 @@ def texts():
     same("alerts and unit tests that do not", ALERTS, [case["alertname"] for case in cases if not case["exp_alerts"]])
     queries = [case["expr"] for test in TESTS for case in test.get("promql_expr_test", [])]
     same("recording rules and unit tests of them", RECORDS, [name for name in RECORDS if name in queries])
+    recipes = [query.strip() for query in queries_of(RECIPES)]
+    for test in yaml.safe_load((ROOT / "tests/rules/recipes.yaml").read_text())["tests"]:
+        for case in test["promql_expr_test"]:
+            check(f"'{test['name']}' tests a recipe", case["expr"] in recipes, case["expr"])
     for test in TESTS:
         # An expectation without annotations would not hold the texts.
         for case in test.get("alert_rule_test", []):

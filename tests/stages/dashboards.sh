@@ -98,7 +98,7 @@ wait_until_scraped_for() {
 }
 
 install_prometheus
-install_python PyYAML==6.0.2
+install_python PyYAML==6.0.3
 exporter=${EXPORTER-}
 if [ -z "$exporter" ]; then
     cargo build --locked --quiet

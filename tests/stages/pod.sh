@@ -7,9 +7,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tests/lib.sh
 
-for tool in buildah podman runc conmon; do
+for tool in buildah podman runc conmon busybox; do
     is_there "$tool" || {
-        install_packages buildah podman runc conmon containernetworking-plugins catatonit
+        install_packages buildah podman runc conmon containernetworking-plugins catatonit busybox-static
         break
     }
 done

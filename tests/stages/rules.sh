@@ -61,7 +61,7 @@ run_prometheus() {
 }
 
 install_prometheus
-install_python PyYAML==6.0.2
+install_python PyYAML==6.0.3
 if [ -z "${EXPORTER-}" ]; then
     cargo build --locked --quiet
     EXPORTER=$PWD/target/debug/zenlayer-exporter

@@ -140,7 +140,8 @@ class Command(unittest.TestCase):
             "ZENLAYER_ENDPOINT": "https://localhost:1",
         }
         self.command = [
-            word.replace("%d", str(credentials)).replace(INSTALLED, str(EXPORTER)) for word in shlex.split(settings("ExecStart")[0])
+            word.replace("%d", str(credentials)).replace(INSTALLED, str(EXPORTER))
+            for word in shlex.split(settings("ExecStart")[0])
         ]
 
     def confined(self, command=None):
