@@ -113,7 +113,7 @@ class Settings(unittest.TestCase):
         name, path = settings("LoadCredential")[0].split(":")
         self.assertIn(f"=%d/{name}", settings("ExecStart")[0])
         for file in (path, settings("EnvironmentFile")[0].removeprefix("-")):
-            self.assertRegex(UNIT.read_text(), rf"(?m)^#   sudo install -m 600 .* {re.escape(file)}$")
+            self.assertRegex(UNIT.read_text(), rf"(?m)^#   .*sudo install -m 600 .* {re.escape(file)}$")
 
 
 class Command(unittest.TestCase):
