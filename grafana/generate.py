@@ -55,15 +55,11 @@ UP = (
 # Before the first success the timestamp is 0, and there is no age.
 AGE = f"time() - (zenlayer_exporter_last_successful_poll_timestamp_seconds{{{JOB}}} > 0)"
 
-# A pair's counter begins when the pair is first seen, so increase() misses its first change: while the counter is
-# younger than the window its whole value counts, provided that its exporter was scraped then.
-_M = f'zenlayer_instance_status_transitions_total{{{JOB}, to=~"$status"}}'
+# Each pair of documented statuses has a counter from the start: those that did not change are left out.
 TRANSITIONS = f"""label_join(
   sum by (from, to) (
-    ({_M} unless {_M} offset $__rate_interval
-      and on (job, instance) zenlayer_up{{{JOB}}} offset $__rate_interval)
-    or increase({_M}[$__rate_interval])
-  ), "change", " → ", "from", "to"
+    increase(zenlayer_instance_status_transitions_total{{{JOB}, to=~"$status"}}[$__rate_interval])
+  ) > 0, "change", " → ", "from", "to"
 )
 or on () label_replace(vector(0), "change", "none", "", "")"""
 
@@ -475,7 +471,7 @@ def fleet():
             timeseries(
                 "Status changes",
                 "Changes into the chosen statuses, as the exporter saw them between two polls, counted over the rate "
-                "interval before each point. The first change of a kind counts too, though its counter is new then.",
+                "interval before each point. Pairs that did not change are left out.",
                 [target(TRANSITIONS, "{{change}}")],
                 "short",
                 12,
