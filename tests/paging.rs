@@ -55,35 +55,6 @@ async fn who_lives_through_constant_change_is_in_every_scrape() {
 }
 
 #[tokio::test]
-async fn so_many_gone_at_once_cost_one_more_walk_and_no_look_ups() {
-    let simulator = Simulator::start(Knobs::still(Service::Vm, 5000)).await.unwrap();
-    let mut config = config(&simulator, &[]);
-    config.poll.interval = Duration::from_millis(300);
-    let exporter = Exporter::ready(config).await;
-    simulator.with_fleet(|fleet| fleet.machines.truncate(2500));
-    let before = simulator.tally().answered;
-    let metrics = exporter.until(|metrics| metrics.count("zenlayer_instance_status") == 2500).await;
-    assert_eq!(metrics.instances(), held(&simulator));
-    assert_eq!(simulator.tally().answered - before, 2 * 3);
-}
-
-#[tokio::test]
-async fn look_ups_that_answer_not_found_do_not_add_up() {
-    let knobs = Knobs { missing_id_is_error: true, ..Knobs::still(Service::Vm, 2500) };
-    let simulator = Simulator::start(knobs).await.unwrap();
-    let mut config = config(&simulator, &[]);
-    config.poll.interval = Duration::from_millis(300);
-    let exporter = Exporter::ready(config).await;
-    simulator.with_fleet(|fleet| fleet.machines.truncate(500));
-    let before = simulator.tally();
-    let metrics = exporter.until(|metrics| metrics.count("zenlayer_instance_status") == 500).await;
-    assert_eq!(metrics.instances(), held(&simulator));
-    let after = simulator.tally();
-    let asked = after.answered + after.failed - before.answered - before.failed;
-    assert!(asked <= 2 * (1 + 20), "{asked} requests for two walks of a page and the look-ups after each");
-}
-
-#[tokio::test]
 async fn a_limit_of_five_a_second_is_learned() {
     let knobs = Knobs { rate_limit: Some(5), ..Knobs::still(Service::Vm, 2000) };
     let simulator = Simulator::start(knobs).await.unwrap();
@@ -237,6 +208,29 @@ async fn a_first_walk_that_shows_a_change_is_merged_with_a_second() {
     let collection = poll(&account, None, &mut statuses).await;
     assert!(names(&collection.inventory).contains("old 010"), "{:?}", names(&collection.inventory));
     assert_eq!(collection.pages, 6, "two walks of three pages");
+}
+
+/// Polls, deletes all but some, and polls again. Returns what that poll brought and its look-ups.
+async fn poll_after_deletion(account: &Account, left: usize) -> (Collection, usize) {
+    let mut statuses = Statuses::documented(Service::Vm);
+    let before = poll(account, None, &mut statuses).await;
+    account.state.lock().unwrap().list.truncate(left);
+    let after = poll(account, Some(&before.inventory), &mut statuses).await;
+    assert_eq!(after.inventory.len(), left);
+    (after, account.look_ups.load(Ordering::Relaxed))
+}
+
+#[tokio::test]
+async fn so_many_gone_at_once_cost_one_more_walk_and_no_look_ups() {
+    let (collection, look_ups) = poll_after_deletion(&account(5000, 1000, Vec::new()), 2500).await;
+    assert_eq!((collection.pages, look_ups), (6, 0), "two walks of three pages");
+}
+
+#[tokio::test]
+async fn look_ups_that_answer_not_found_do_not_add_up() {
+    let account = Account { missing_is_error: true, ..account(2500, 1000, Vec::new()) };
+    let (collection, look_ups) = poll_after_deletion(&account, 500).await;
+    assert_eq!((collection.pages, look_ups), (2, 40), "twenty look-ups after each of two walks of a page");
 }
 
 #[tokio::test]
