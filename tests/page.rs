@@ -6,6 +6,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -111,9 +112,17 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The driver ends its browser when it is asked to end.
-        let _ = Command::new("kill").arg(self.driver.id().to_string()).status();
+        // Ended with the driver alone, its browser would live on.
+        let end =
+            format!("DELETE /session/{} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.session, self.address);
+        let ended = std::net::TcpStream::connect(self.address).and_then(|mut stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(end.as_bytes())?;
+            stream.read(&mut [0; 1024])
+        });
+        let _ = self.driver.kill();
         let _ = self.driver.wait();
+        assert!(ended.is_ok() || std::thread::panicking(), "the browser was not told to end: {ended:?}");
     }
 }
 
