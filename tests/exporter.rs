@@ -236,8 +236,9 @@ async fn open_scrape(exporter: &Exporter) -> TcpStream {
     stream
 }
 
-async fn large_exporter(simulator: &Simulator) -> Exporter {
-    let mut config = config(simulator, &["--metrics.status-series=all"]);
+/// An exporter whose metrics are longer than the sockets' buffers.
+async fn large_exporter(simulator: &Simulator, flags: &[&str]) -> Exporter {
+    let mut config = config(simulator, &[&["--metrics.status-series=all"], flags].concat());
     config.poll.interval = Duration::from_mins(1);
     let exporter = Exporter::start(config).await;
     while exporter.get("/readyz").await.status != 200 {
@@ -249,7 +250,7 @@ async fn large_exporter(simulator: &Simulator) -> Exporter {
 #[tokio::test]
 async fn a_request_that_is_open_at_shutdown_is_answered_whole() {
     let simulator = simulator(12_000).await;
-    let mut exporter = large_exporter(&simulator).await;
+    let mut exporter = large_exporter(&simulator, &[]).await;
     let mut scrape = open_scrape(&exporter).await;
     exporter.begin_stop();
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -264,12 +265,7 @@ async fn a_request_that_is_open_at_shutdown_is_answered_whole() {
 #[tokio::test]
 async fn clients_that_stall_lose_their_places() {
     let simulator = simulator(12_000).await;
-    let mut config = config(&simulator, &["--metrics.status-series=all", "--web.max-connections=2"]);
-    config.poll.interval = Duration::from_mins(1);
-    let exporter = Exporter::start(config).await;
-    while exporter.get("/readyz").await.status != 200 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let exporter = large_exporter(&simulator, &["--web.max-connections=2"]).await;
     let scrape = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let half_a_head = b"GET /metrics HTTP/1.1\r\n";
     let mut stalled = Vec::new();
@@ -283,21 +279,16 @@ async fn clients_that_stall_lose_their_places() {
     assert_eq!(exporter.get("/readyz").await.status, 503, "both places are taken");
     assert_eq!(exporter.get("/healthz").await.status, 200, "a probe must not restart it for that");
     let deadline = Instant::now() + 2 * PATIENCE;
-    let mut held =
-        [TcpStream::connect(exporter.address).await.unwrap(), TcpStream::connect(exporter.address).await.unwrap()];
     while exporter.get("/readyz").await.status != 200 {
         assert!(Instant::now() < deadline, "those that stall keep their places");
         tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    for stream in &mut held {
-        stream.shutdown().await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn a_client_that_never_reads_does_not_hold_up_the_shutdown() {
     let simulator = simulator(12_000).await;
-    let exporter = large_exporter(&simulator).await;
+    let exporter = large_exporter(&simulator, &[]).await;
     let _scrape = open_scrape(&exporter).await;
     let begun = Instant::now();
     tokio::time::timeout(PATIENCE, exporter.stop()).await.expect("the drain is bounded").unwrap();
