@@ -21,7 +21,8 @@ use self::pacer::Pacer;
 pub use self::wire::Page;
 use self::wire::{Answer, Malformed, Query, Refusal};
 use crate::config::{Api, CredentialSource, is_loopback};
-use crate::credentials::{self, Credential};
+use crate::credentials;
+use crate::secret::Credential;
 
 const CONTENT_TYPE: &str = "application/json";
 /// The most of one answer that is read. A page of 1000 entries has about 70 kB.

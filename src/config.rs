@@ -3,6 +3,7 @@
 //! Invariant: a [`Config`] holds only values that work, and a failed check names every mistake in one answer.
 //! It must not read the environment itself, nor open a socket.
 
+mod access;
 mod check;
 mod flags;
 
@@ -71,6 +72,13 @@ pub enum CredentialSource {
     },
     /// A personal access token, sent as it is.
     Token(SecretSource),
+    /// Either of them, as the vendor's CLI keeps it.
+    Profile {
+        /// Its credentials file, which may change.
+        path: PathBuf,
+        /// Which of those in it.
+        name: String,
+    },
 }
 
 /// Where a secret is kept.

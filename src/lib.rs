@@ -7,6 +7,8 @@
 //! |---|---|
 //! | `build_info` | what the binary was built from |
 //! | `secret` | a string that never prints itself |
+//! | `profile` | the vendor CLI's own files |
+//! | `exposure` | whether others can read a file |
 //! | `model` | services, statuses, instances, the inventory |
 //! | `config` | settings as typed → settings as checked |
 //! | `credentials` | where the key or token comes from |
@@ -27,11 +29,13 @@ pub mod build_info;
 pub mod config;
 mod credentials;
 mod exposition;
+mod exposure;
 mod gzip;
 pub mod http;
 pub mod inventory;
 pub mod model;
 mod poller;
+mod profile;
 pub mod secret;
 pub mod simulator;
 mod snapshot;
@@ -102,7 +106,10 @@ async fn connect(
     telemetry: &Arc<Telemetry>,
 ) -> Result<(Client, Option<Simulator>), RunError> {
     let (endpoint, credentials, simulator) = match &config.target {
-        Target::Account { endpoint, credentials } => (endpoint.clone(), credentials.clone(), None),
+        Target::Account { endpoint, credentials } => {
+            credentials::warn_of_exposure(credentials);
+            (endpoint.clone(), credentials.clone(), None)
+        }
         Target::Demo { instances } => {
             let simulator = Simulator::start(Knobs::demo(config.api.service, *instances)).await?;
             tracing::info!(

@@ -1,4 +1,4 @@
-//! A string that never prints itself, and the file it may be kept in.
+//! A string that never prints itself, the file it may be kept in, and what it proves who asks with.
 //!
 //! Invariant: the text leaves only through [`Secret::expose`], so a search for that word finds every use.
 //! It must not know what the secret is for.
@@ -9,6 +9,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
+
+/// No secret is as long; what is, is not a secret.
+const LONGEST_FILE: usize = 64 << 10;
 
 /// An access key password or a token. Printed it is `[redacted]`; dropped it is overwritten with zeros.
 #[derive(Clone)]
@@ -25,13 +28,7 @@ impl Secret {
     /// # Errors
     /// When there is none in it; the text says so without showing any of it.
     pub fn read(path: &Path) -> Result<Self, SecretFileError> {
-        let read = || {
-            let mut bytes = zeroize::Zeroizing::new(Vec::new());
-            // No secret is as long; what is, is not a secret.
-            File::open(path)?.take(64 << 10).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|source| SecretFileError::Unreadable { path: path.to_owned(), source })?;
+        let bytes = contents(path)?;
         let secret =
             std::str::from_utf8(&bytes).map(Secret::new).map_err(|_| SecretFileError::NotText(path.to_owned()))?;
         if secret.is_empty() {
@@ -52,6 +49,32 @@ impl Secret {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// What proves who asks, as it is for one poll.
+#[derive(Debug)]
+pub(crate) enum Credential {
+    /// Signs each request.
+    KeyPair {
+        /// The access key id.
+        id: String,
+        /// The access key password.
+        password: Secret,
+    },
+    /// Goes with each request.
+    Token(Secret),
+}
+
+/// Reads a file that holds secrets.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn contents(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
+    // All the room at once: a buffer that grows leaves its bytes behind, and those would not be overwritten.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST_FILE));
+    let longest = LONGEST_FILE as u64;
+    let read = File::open(path).and_then(|file| file.take(longest).read_to_end(&mut bytes));
+    read.map(|_| bytes).map_err(|source| SecretFileError::Unreadable { path: path.to_owned(), source })
 }
 
 /// Why a file does not hold a secret.

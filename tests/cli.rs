@@ -4,8 +4,10 @@
 
 mod common;
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
@@ -128,8 +130,8 @@ fn a_missing_key_says_what_to_set() {
         text(&output.stderr),
         "zenlayer-exporter: these settings are wrong:\n\
          credentials: none are given: set ZENLAYER_ACCESS_KEY_ID and ZENLAYER_ACCESS_KEY_SECRET, or ZENLAYER_TOKEN, or \
-         use --zenlayer.access-key-id with --zenlayer.access-key-password-file, or --zenlayer.token-file; to try the \
-         exporter without an account, use --demo\n"
+         use --zenlayer.access-key-id with --zenlayer.access-key-password-file, or --zenlayer.token-file, or \
+         --zenlayer.profile for what zeno has; to try the exporter without an account, use --demo\n"
     );
 }
 
@@ -153,6 +155,37 @@ fn half_a_key_and_two_kinds_of_credentials_are_told_apart() {
         said(&[("ZENLAYER_ACCESS_KEY_ID", "id"), ("ZENLAYER_TOKEN", "token")]),
         "credentials: both an access key and a token are given: leave one out"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_with_a_secret_that_everybody_can_read_draws_a_warning() {
+    let simulator = simulator(5).await;
+    let home = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
+    std::fs::create_dir(home.path().join(".zenlayer")).unwrap();
+    let [secret, profiles] = ["secret", ".zenlayer/credentials.json"].map(|name| home.path().join(name));
+    std::fs::write(&profiles, format!(r#"{{"default": {{"token": "{TOKEN}"}}}}"#)).unwrap();
+    let endpoint = format!("--zenlayer.endpoint={}", simulator.endpoint());
+    let token = format!("--zenlayer.token-file={}", secret.display());
+    let password = format!("--zenlayer.access-key-password-file={}", secret.display());
+    for (flag, file, content) in
+        [(&*token, &secret, Some(TOKEN)), (&password, &secret, Some(PASSWORD)), ("--zenlayer.profile", &profiles, None)]
+    {
+        if let Some(content) = content {
+            std::fs::write(file, content).unwrap();
+        }
+        for (mode, warns) in [(0o644, true), (0o440, false)] {
+            std::fs::set_permissions(file, Permissions::from_mode(mode)).unwrap();
+            let id = if flag == password { KEY_ID } else { "" };
+            let variables = [("HOME", home.path().to_str().unwrap()), ("ZENLAYER_ACCESS_KEY_ID", id)];
+            let output = exporter(&[&endpoint, "--once", flag]).envs(variables).output().unwrap();
+            let log = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(0), "{log}");
+            let warning = format!("file={path} fix=\"chmod o-r {path}\"", path = file.display());
+            assert_eq!(log.contains(&warning), warns, "{flag} with {mode:o}:\n{log}");
+            std::fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -243,13 +276,15 @@ fn a_variable_switches_the_demo_as_it_does_other_flags() {
 
 #[test]
 fn a_demo_takes_no_account_and_no_proxy() {
-    let output = run(&["--demo", "--zenlayer.token-file=/token", "--zenlayer.endpoint=example.com"]);
+    let output =
+        run(&["--demo", "--zenlayer.token-file=/token", "--zenlayer.endpoint=example.com", "--zenlayer.profile"]);
     assert_eq!(output.status.code(), Some(64));
     assert_eq!(
         text(&output.stderr),
         "zenlayer-exporter: these settings are wrong:\n\
          --demo: polls its own simulated API: leave out --zenlayer.endpoint\n\
-         --demo: polls its own simulated API: leave out --zenlayer.token-file\n"
+         --demo: polls its own simulated API: leave out --zenlayer.token-file\n\
+         --demo: polls its own simulated API: leave out --zenlayer.profile\n"
     );
     let proxied = exporter(&["--demo", "--once"]).env("HTTP_PROXY", "http://127.0.0.1:9").output().unwrap();
     assert_eq!(proxied.status.code(), Some(0), "{}", text(&proxied.stderr));

@@ -3,18 +3,14 @@
 //! Invariant: each method gives the checked value, or notes what is wrong and gives `None`; nothing stops at the first
 //! mistake. It must not read the environment itself, nor open a socket.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::{
-    Api, Command, Config, CredentialSource, Flags, ListenAddress, Log, Poll, SecretSource, Target, Web, is_loopback,
-};
+use super::{Api, Command, Config, Flags, ListenAddress, Log, Poll, Target, Web, is_loopback};
 use crate::model::{self, Service, StatusSeries};
-use crate::secret::{Secret, is_header_text};
 
 const DEFAULT_ENDPOINT: &str = "https://console.zenlayer.com";
 const DEFAULT_INTERVAL: &str = "30s";
@@ -180,6 +176,7 @@ impl Check<'_> {
                 ("--zenlayer.access-key-id", &flags.zenlayer_access_key_id),
                 ("--zenlayer.access-key-password-file", &flags.zenlayer_access_key_password_file),
                 ("--zenlayer.token-file", &flags.zenlayer_token_file),
+                ("--zenlayer.profile", &flags.zenlayer_profile),
             ];
             for (flag, _) in of_an_account.iter().filter(|(_, given)| given.is_some()) {
                 self.wrong::<()>("--demo", &format!("polls its own simulated API: leave out {flag}"));
@@ -233,62 +230,8 @@ impl Check<'_> {
         Some(url)
     }
 
-    /// Flags decide between key pair and token; the vendor's variables decide only where no flag does.
-    fn credentials(&mut self, flags: &Flags) -> Option<CredentialSource> {
-        let variable_id = self.variable(&["ZENLAYER_ACCESS_KEY_ID", "ZENLAYERCLOUD_ACCESS_KEY_ID"]);
-        let variable_password = self.variable(&["ZENLAYER_ACCESS_KEY_SECRET", "ZENLAYERCLOUD_ACCESS_KEY_PASSWORD"]);
-        let variable_token = self.variable(&["ZENLAYER_TOKEN"]);
-        let flag_pair = flags.zenlayer_access_key_id.is_some() || flags.zenlayer_access_key_password_file.is_some();
-        let by_flags = (flag_pair, flags.zenlayer_token_file.is_some());
-        let by_variables = (variable_id.is_some() || variable_password.is_some(), variable_token.is_some());
-        let chosen = if by_flags == (false, false) { by_variables } else { by_flags };
-        match chosen {
-            (true, true) => self.wrong("credentials", "both an access key and a token are given: leave one out"),
-            (false, false) => self.wrong(
-                "credentials",
-                "none are given: set ZENLAYER_ACCESS_KEY_ID and ZENLAYER_ACCESS_KEY_SECRET, or ZENLAYER_TOKEN, or use \
-                 --zenlayer.access-key-id with --zenlayer.access-key-password-file, or --zenlayer.token-file; to try \
-                 the exporter without an account, use --demo",
-            ),
-            (false, true) => {
-                let source = self.secret("--zenlayer.token-file", flags.zenlayer_token_file.as_ref(), variable_token);
-                source.map(CredentialSource::Token)
-            }
-            (true, false) => {
-                let file = flags.zenlayer_access_key_password_file.as_ref();
-                let id = flags.zenlayer_access_key_id.clone().or(variable_id).map(|id| id.trim().to_owned());
-                let id = match id {
-                    Some(id) if is_header_text(&id) => Some(id),
-                    Some(_) => self.wrong("--zenlayer.access-key-id", "has characters that no access key id has"),
-                    None => self.wrong(
-                        "--zenlayer.access-key-id",
-                        "a password is given without its id: set this or ZENLAYER_ACCESS_KEY_ID",
-                    ),
-                };
-                let password = self.secret("--zenlayer.access-key-password-file", file, variable_password);
-                Some(CredentialSource::KeyPair { id: id?, password: password? })
-            }
-        }
-    }
-
-    fn secret(&mut self, flag: &str, file: Option<&String>, given: Option<String>) -> Option<SecretSource> {
-        if let Some(file) = file {
-            let path = PathBuf::from(file);
-            return match Secret::read(&path) {
-                Ok(_) => Some(SecretSource::File(path)),
-                Err(error) => self.wrong(flag, &error.to_string()),
-            };
-        }
-        match given.map(|text| Secret::new(&text)) {
-            Some(secret) if is_header_text(secret.expose()) => Some(SecretSource::Given(secret)),
-            Some(_) => self.wrong(flag, "the secret in the environment has characters that none has: set it again"),
-            None => self
-                .wrong(flag, "an access key id is given without its password: set this or ZENLAYER_ACCESS_KEY_SECRET"),
-        }
-    }
-
     /// The first of the variables that is set and not empty.
-    fn variable(&self, names: &[&str]) -> Option<String> {
+    pub(super) fn variable(&self, names: &[&str]) -> Option<String> {
         names.iter().filter_map(|name| (self.variable)(name)).find(|text| !text.trim().is_empty())
     }
 
@@ -313,7 +256,7 @@ impl Check<'_> {
         self.wrong(flag, &format!("{text:?} is none of {}", names.join(", ")))
     }
 
-    fn wrong<T>(&mut self, flag: &str, what: &str) -> Option<T> {
+    pub(super) fn wrong<T>(&mut self, flag: &str, what: &str) -> Option<T> {
         self.mistakes.push(format!("{flag}: {what}"));
         None
     }

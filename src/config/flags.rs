@@ -59,6 +59,11 @@ pub struct Flags {
     #[arg(value_name = "FILE")]
     pub zenlayer_token_file: Option<String>,
 
+    /// Profile of the vendor's CLI, zeno, to take key or token from; without NAME the one zeno uses
+    #[arg(long = "zenlayer.profile", env = "ZENLAYER_EXPORTER_ZENLAYER_PROFILE", hide_env = true)]
+    #[arg(value_name = "NAME", num_args = 0..=1, default_missing_value = "current")]
+    pub zenlayer_profile: Option<String>,
+
     /// Watch only these instances; comma-separated or repeated [default: all]
     #[arg(long = "zenlayer.instance-ids", env = "ZENLAYER_EXPORTER_ZENLAYER_INSTANCE_IDS", hide_env = true)]
     #[arg(value_name = "IDS", value_delimiter = ',')]
@@ -153,6 +158,7 @@ impl Flags {
             &mut self.zenlayer_access_key_id,
             &mut self.zenlayer_access_key_password_file,
             &mut self.zenlayer_token_file,
+            &mut self.zenlayer_profile,
             &mut self.zenlayer_resource_group_id,
             &mut self.zenlayer_ca_file,
             &mut self.poll_interval,

@@ -1,0 +1,90 @@
+//! Whether everybody on this machine can read a file.
+//!
+//! Invariant: it says yes only where a `chmod` from here would help. It must not know what the file holds.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+const OTHERS_READ: u32 = 0o004;
+const OTHERS_ENTER: u32 = 0o001;
+/// Where the kernel lists what is mounted.
+const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// Whether others than its owner and group can read the file.
+///
+/// The group is passed over: a Kubernetes Secret belongs to root and is readable by the pod's group, which is how the
+/// exporter's user comes to read it. So is a read-only mount, as which containers get their secrets, often readable by
+/// all: who else could read there is settled outside of the container, and its mode cannot be changed from inside.
+pub(crate) fn is_open_to_all(file: &Path) -> bool {
+    // Where the file really is: the modes of a symbolic link and of its directory say nothing.
+    let Ok(path) = fs::canonicalize(file) else {
+        return false;
+    };
+    let allows = |path: &Path, bit| fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bit != 0);
+    allows(&path, OTHERS_READ)
+        && path.ancestors().skip(1).all(|directory| allows(directory, OTHERS_ENTER))
+        && !is_mounted_read_only(&fs::read_to_string(MOUNTS).unwrap_or_default(), &path)
+}
+
+/// The mount point and the options are the fifth and sixth words of a line (proc(5)). Of two mounts on one place the
+/// later hides the other.
+fn is_mounted_read_only(mounts: &str, path: &Path) -> bool {
+    let words = |line: &str| {
+        let mut words = line.split(' ').skip(4).map(str::to_owned);
+        words.next().zip(words.next())
+    };
+    let around = mounts.lines().filter_map(words).filter(|(point, _)| path.starts_with(point));
+    let nearest = around.max_by_key(|(point, _)| point.len());
+    nearest.is_some_and(|(_, options)| options.split(',').any(|option| option == "ro"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_open_where_others_can_reach_and_read_it() {
+        let directory = tempfile::tempdir_in("/tmp").unwrap();
+        let file = directory.path().join("key");
+        fs::write(&file, "hush").unwrap();
+        let open = |directory_mode, mode| {
+            fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(directory.path(), fs::Permissions::from_mode(directory_mode)).unwrap();
+            is_open_to_all(&file)
+        };
+        assert!(open(0o755, 0o644));
+        assert!(open(0o711, 0o604), "who knows the name need not list the directory");
+        assert!(!open(0o700, 0o644), "others cannot enter the directory");
+        assert!(!open(0o755, 0o640), "the group is meant to read it");
+        assert!(!open(0o755, 0o600));
+        assert!(!is_open_to_all(&directory.path().join("gone")));
+    }
+
+    #[test]
+    fn a_link_is_as_open_as_what_it_leads_to() {
+        let directory = tempfile::tempdir_in("/tmp").unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let (file, link) = (directory.path().join("key"), directory.path().join("link"));
+        fs::write(&file, "hush").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(!is_open_to_all(&link));
+    }
+
+    #[test]
+    fn the_nearest_mount_decides() {
+        let mounts = "\
+            22 1 0:20 / / rw,relatime shared:1 - overlay overlay rw\n\
+            23 22 0:21 / /etc/key ro,relatime - tmpfs tmpfs rw\n\
+            24 22 0:22 / /etc/key2 rw,nosuid - tmpfs tmpfs rw\n\
+            25 24 0:22 / /etc/key2/deep rw - tmpfs tmpfs rw\n\
+            26 24 0:22 / /etc/key2/deep ro - tmpfs tmpfs rw\n";
+        let read_only = |path: &str| is_mounted_read_only(mounts, Path::new(path));
+        assert!(read_only("/etc/key/..data/password"));
+        assert!(!read_only("/etc/key2/password"));
+        assert!(read_only("/etc/key2/deep/password"), "the later of two on one place");
+        assert!(!read_only("/etc/password"));
+        assert!(!is_mounted_read_only("", Path::new("/etc/key")), "where there is no such list");
+    }
+}
