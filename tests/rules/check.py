@@ -230,7 +230,7 @@ def watched(prometheus, exporters):
     there = "count by (job) (count by (job, instanceId) (zenlayer_instance_status == 1))"
     same("every instance has a number", ["zenlayer", "all"], prometheus.jobs(f"abs({numbered} / {there} - 1) < 0.02"))
     active = {name for name, _ in prometheus.active()}
-    healthy = {"ZenlayerExporterDown", "ZenlayerPollsFailing", "ZenlayerDataStale"}
+    healthy = {"ZenlayerExporterDown", "ZenlayerExporterMissing", "ZenlayerPollsFailing", "ZenlayerDataStale"}
     check("nothing is wrong with the exporters", not active & healthy, active)
     pending = 'ALERTS{alertname="ZenlayerInstanceStuck", alertstate="pending"}'
     same("passing statuses are watched in every job", ["zenlayer", "all"], prometheus.jobs(pending))
