@@ -20,6 +20,7 @@ use self::check::Check;
 pub use self::flags::Flags;
 use crate::model::{Service, StatusSeries};
 use crate::secret::Secret;
+use crate::shard::Shard;
 
 /// What the process is asked to do, with the settings it takes.
 #[derive(Debug)]
@@ -97,8 +98,10 @@ pub struct Api {
     pub service: Service,
     /// `X-ZC-Version`.
     pub version: String,
-    /// Watch only these; empty means all.
-    pub instance_ids: Vec<String>,
+    /// Which part of the account is this exporter's.
+    pub shard: Shard,
+    /// Watch only these, all of them this shard's; `None` means all.
+    pub instance_ids: Option<Vec<String>>,
     /// Watch only this resource group.
     pub resource_group_id: Option<String>,
     /// Extra certificate authorities.
@@ -206,6 +209,16 @@ pub struct Config {
     pub status_series: StatusSeries,
     /// Logging.
     pub log: Log,
+}
+
+impl Config {
+    /// What is polled, in words.
+    pub fn polled(&self) -> String {
+        match self.api.shard {
+            Shard::WHOLE => self.target.to_string(),
+            shard => format!("{}, {shard}", self.target),
+        }
+    }
 }
 
 /// Everything that is wrong with the settings, a line each.

@@ -3,7 +3,8 @@
 //! The list changes while it is read by number: one instance deleted and one created between two pages, and an
 //! instance that exists is on neither, with every count right. So one rule: an instance that the previous poll had
 //! is gone only when the API, asked for it by id, does not return it, or, where asking would take too many requests,
-//! when a second walk misses it too. It must not know how a request is sent.
+//! when a second walk misses it too. A shard reads every page as all do, for the API has no such filter, and holds the
+//! same rule for its own instances; whether paging works it tells by all. It must not know how a request is sent.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +12,8 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Kind, Page, Session};
-use crate::model::{Inventory, MAX_INSTANCES, Overflow, Sightings, Statuses};
+use crate::model::{Inventory, Overflow, Sightings, Statuses};
+use crate::shard::{Others, Shard};
 
 /// More requests than this cost more than walking all pages once more.
 const MAX_LOOKUPS: usize = 20;
@@ -30,6 +32,8 @@ pub trait Source: Sync {
     fn page_size(&self) -> usize;
     /// Requests to have under way at a time.
     fn concurrency(&self) -> usize;
+    /// Whose instances to keep.
+    fn shard(&self) -> Shard;
 }
 
 impl Source for Session<'_> {
@@ -48,12 +52,16 @@ impl Source for Session<'_> {
     fn concurrency(&self) -> usize {
         self.settings().concurrency
     }
+
+    fn shard(&self) -> Shard {
+        self.settings().shard
+    }
 }
 
 /// What one poll brought.
 #[derive(Debug)]
 pub struct Collection {
-    /// Every instance once.
+    /// Every instance of the shard once.
     pub inventory: Inventory,
     /// Answers it was put together from, look-ups included.
     pub pages: usize,
@@ -159,6 +167,7 @@ impl Budget {
 /// What was read so far, by pages or by ids.
 struct Reading {
     inventory: Inventory,
+    others: Others,
     pages: usize,
     /// Entries without a usable id.
     unusable: usize,
@@ -172,11 +181,12 @@ impl Reading {
     /// Adds what `later` found.
     fn merge(self, later: &Self) -> Result<Self, ApiError> {
         let inventory = self.inventory.merge(&later.inventory).map_err(overflow)?;
-        Ok(Self { inventory, pages: self.pages + later.pages, ..self })
+        let others = self.others.merge(&later.others);
+        Ok(Self { inventory, others, pages: self.pages + later.pages, ..self })
     }
 
     fn found(&self) -> u64 {
-        (self.inventory.len() + self.unusable) as u64
+        (self.inventory.len() + self.others.len() + self.unusable) as u64
     }
 
     /// Whether there are fewer instances than every page said there were.
@@ -207,11 +217,14 @@ impl Reading {
 async fn walk(source: &impl Source, statuses: &mut Statuses) -> Result<Reading, ApiError> {
     let first = full_page(source, 1).await?;
     let total = first.total_count;
-    if total > MAX_INSTANCES as u64 {
-        let detail = format!("the API counts {total} instances, more than the {MAX_INSTANCES} one exporter takes");
+    let (shard, most) = (source.shard(), source.shard().most_instances());
+    if total > most as u64 {
+        let takers = if shard.is_whole() { "one exporter takes" } else { "that many shards take" };
+        let advice = "spread them over more with --shard and --total-shards";
+        let detail = format!("the API counts {total} instances, more than the {most} {takers}: {advice}");
         return Err(ApiError::new(Kind::Inconsistent, detail));
     }
-    let mut tally = Tally::default();
+    let mut tally = Tally::of(shard);
     tally.take(&first, statuses)?;
     let last = total.div_ceil(source.page_size() as u64);
     let mut rest =
@@ -223,32 +236,46 @@ async fn walk(source: &impl Source, statuses: &mut Statuses) -> Result<Reading, 
 }
 
 /// Counts what is read, page by page.
-#[derive(Default)]
 struct Tally {
+    shard: Shard,
     sightings: Sightings,
+    others: Others,
     pages: usize,
     unusable: usize,
     totals: Option<(u64, u64)>,
 }
 
 impl Tally {
+    fn of(shard: Shard) -> Self {
+        let (sightings, others) = (Sightings::default(), Others::default());
+        Self { shard, sightings, others, pages: 0, unusable: 0, totals: None }
+    }
+
     fn take(&mut self, page: &Page, statuses: &mut Statuses) -> Result<(), ApiError> {
         self.pages += 1;
         self.unusable += page.unusable;
         let (least, most) = self.totals.unwrap_or((page.total_count, page.total_count));
         self.totals = Some((least.min(page.total_count), most.max(page.total_count)));
-        page.entries().try_for_each(|(id, status)| self.sightings.push(id, status, statuses)).map_err(overflow)
+        page.entries().try_for_each(|(id, status)| self.sight(id, status, statuses)).map_err(overflow)
+    }
+
+    fn sight(&mut self, id: &str, status: &str, statuses: &mut Statuses) -> Result<(), Overflow> {
+        match self.shard.foreign(id) {
+            None => self.sightings.push(id, status, statuses),
+            Some(hash) => self.others.push(hash, self.shard.most_instances()),
+        }
     }
 
     fn into_reading(self) -> Reading {
-        let Self { sightings, pages, unusable, totals } = self;
+        let Self { shard: _, sightings, others, pages, unusable, totals } = self;
         let (least_total, most_total) = totals.unwrap_or_default();
-        let sighted = sightings.len();
-        let inventory = sightings.into_inventory();
-        let repeats = inventory.len() < sighted;
-        let miscounts = (inventory.len() + unusable) as u64 != most_total;
-        let shows_change = least_total != most_total || repeats || miscounts;
-        Reading { inventory, pages, unusable, least_total, shows_change }
+        let sighted = sightings.len() + others.len();
+        let (inventory, others) = (sightings.into_inventory(), others.distinct());
+        let mut reading = Reading { inventory, others, pages, unusable, least_total, shows_change: false };
+        let repeats = reading.found() < (sighted + unusable) as u64;
+        let miscounts = reading.found() != most_total;
+        reading.shows_change = least_total != most_total || repeats || miscounts;
+        reading
     }
 }
 
@@ -281,7 +308,11 @@ fn short(what: &str, listed: usize, asked: usize, total: u64) -> ApiError {
 }
 
 fn overflow(overflow: Overflow) -> ApiError {
-    ApiError::new(Kind::Inconsistent, format!("the API lists {overflow}, which no account has")).caused_by(overflow)
+    let meaning = match overflow {
+        Overflow::Instances => "which is more than one exporter takes: spread them with --shard and --total-shards",
+        Overflow::Statuses => "which no account has",
+    };
+    ApiError::new(Kind::Inconsistent, format!("the API lists {overflow}, {meaning}")).caused_by(overflow)
 }
 
 /// A page that the API cuts short would look like ids that are gone, so no look-up is longer than a page.
@@ -302,7 +333,7 @@ async fn look_up(
         requests.push(look_up_batch(source, batch, budget));
     }
     let mut batches = stream::iter(requests).buffer_unordered(source.concurrency());
-    let mut tally = Tally::default();
+    let mut tally = Tally::of(source.shard());
     while let Some(pages) = batches.try_next().await? {
         for page in &pages {
             tally.take(page, statuses)?;

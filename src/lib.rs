@@ -10,6 +10,7 @@
 //! | `profile` | the vendor CLI's own files |
 //! | `exposure` | whether others can read a file |
 //! | `model` | services, statuses, instances, the inventory |
+//! | `shard` | whose instances are this exporter's |
 //! | `config` | settings as typed → settings as checked |
 //! | `credentials` | where the key or token comes from |
 //! | `api` | the client: signing, wire format, errors, pacing, retries |
@@ -37,6 +38,7 @@ pub mod model;
 mod poller;
 mod profile;
 pub mod secret;
+pub mod shard;
 pub mod simulator;
 mod snapshot;
 mod telemetry;
@@ -158,11 +160,7 @@ pub async fn run(
         published,
         telemetry,
         own: Own::default(),
-        about: About {
-            service: config.api.service.name(),
-            polled: config.target.to_string(),
-            interval: config.poll.interval,
-        },
+        about: About { service: config.api.service.name(), polled: config.polled(), interval: config.poll.interval },
         telemetry_path: config.web.telemetry_path.clone(),
         longest_silence: config.poll.timeout + config.poll.interval + SLACK,
     });
@@ -222,7 +220,7 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
 pub async fn check(config: &Config) -> Result<u64, RunError> {
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
     let session = client.session().await?;
-    let named: Vec<_> = config.api.instance_ids.iter().take(MAX_IDS).map(String::as_str).collect();
+    let named = config.api.instance_ids.iter().flatten().take(MAX_IDS).map(String::as_str).collect::<Vec<_>>();
     let page = if named.is_empty() { session.status_page(1).await? } else { session.statuses_of(&named).await? };
     Ok(page.total_count)
 }

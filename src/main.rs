@@ -105,7 +105,7 @@ async fn once(config: Config) -> Result<(), String> {
 async fn check(config: Config) -> Result<(), String> {
     start_logging(config.log);
     let instances = zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())?;
-    match config.api.instance_ids.len().min(MAX_IDS) {
+    match config.api.instance_ids.iter().flatten().take(MAX_IDS).count() {
         0 => println!("the settings are right, and the API counts {instances} instances"),
         asked => println!("the settings are right, and the API knows {instances} of {asked} named instances"),
     }
@@ -139,7 +139,7 @@ fn announce(config: &Config, listeners: &[TcpListener]) {
         version = build_info::VERSION,
         revision = build_info::REVISION,
         service = config.api.service.name(),
-        polling = %config.target,
+        polling = %config.polled(),
         every = %interval,
         "zenlayer-exporter starts"
     );

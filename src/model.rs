@@ -5,7 +5,7 @@
 
 use std::cmp::Ordering;
 
-/// Most instances one exporter takes: above any account, and a bound for what a broken answer can fill.
+/// Most instances one exporter takes, or one shard of several: a bound for what a broken answer can fill.
 pub const MAX_INSTANCES: usize = 2_000_000;
 
 /// One of the two services whose instances can be watched; both have the same actions.

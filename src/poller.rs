@@ -106,14 +106,14 @@ impl Poller {
     }
 
     async fn collect(&self, statuses: &mut Statuses) -> Result<Collection, ApiError> {
-        let named: Vec<_> = self.client.settings().instance_ids.iter().map(String::as_str).collect();
+        let named = self.client.settings().instance_ids.as_deref();
         let collected = async {
             let session = self.client.session().await?;
-            if named.is_empty() {
-                inventory::collect_all(&session, self.previous(), statuses).await
-            } else {
-                inventory::collect_named(&session, &named, statuses).await
-            }
+            let Some(named) = named else {
+                return inventory::collect_all(&session, self.previous(), statuses).await;
+            };
+            let named: Vec<_> = named.iter().map(String::as_str).collect();
+            inventory::collect_named(&session, &named, statuses).await
         };
         timeout(self.settings.timeout, collected).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(self.settings.timeout);
@@ -157,7 +157,7 @@ impl Poller {
 
     /// An id that was named and does not exist is more likely mistyped than watched for.
     fn warn_of_unknown_ids(&self, inventory: &Inventory) {
-        let named = self.client.settings().instance_ids.len();
+        let named = self.client.settings().instance_ids.as_ref().map_or(0, Vec::len);
         let is_news = self.previous().is_none_or(|previous| previous.len() != inventory.len());
         if inventory.len() < named && is_news {
             let unknown = named - inventory.len();

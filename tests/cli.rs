@@ -14,6 +14,7 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use common::{Metrics, held};
 use hyper::Method;
 use zenlayer_exporter::model::Service;
+use zenlayer_exporter::shard::Shard;
 use zenlayer_exporter::simulator::{KEY_ID, Knobs, PASSWORD, Simulator, TOKEN};
 
 /// The binary, with nothing of this machine's environment that could change what it does.
@@ -155,6 +156,58 @@ fn half_a_key_and_two_kinds_of_credentials_are_told_apart() {
         said(&[("ZENLAYER_ACCESS_KEY_ID", "id"), ("ZENLAYER_TOKEN", "token")]),
         "credentials: both an access key and a token are given: leave one out"
     );
+}
+
+#[test]
+fn a_shard_that_cannot_be_says_why() {
+    let said = |flags: &[&str], host: &str| {
+        let output = exporter(&[&["--demo", "--once"], flags].concat()).env("HOSTNAME", host).output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        text(&output.stderr).split_once('\n').unwrap().1.trim_end().to_owned()
+    };
+    let [auto, four] = ["--shard=auto", "--total-shards=4"];
+    for (flags, host, expected) in [
+        (vec!["--shard=4", four], "", "--shard: is 4, and --total-shards=4 has 0 to 3: raise that, or lower this"),
+        (vec!["--shard=1"], "", "--shard: is 1, and --total-shards=1 has 0 to 0: raise that, or lower this"),
+        (vec!["--total-shards=0"], "", "--total-shards: \"0\" is not a whole number from 1 to 100"),
+        (
+            vec!["--shard=first", four],
+            "",
+            "--shard: \"first\" is neither a whole number nor auto: give one from 0 to --total-shards less 1",
+        ),
+        (
+            vec![auto],
+            "exporter-0",
+            "--shard: is auto, with one shard: set --total-shards to the StatefulSet's replicas",
+        ),
+        (
+            vec![auto, four],
+            "",
+            "--shard: is auto, and HOSTNAME is not set: set it to the pod's name, or give the number",
+        ),
+        (
+            vec![auto, four],
+            "exporter-7d9c",
+            "--shard: is auto, and the host name \"exporter-7d9c\" does not end as exporter-2 does: give the number",
+        ),
+        (
+            vec![auto, four],
+            "exporter-4",
+            "--shard: is 4 by the host name, and --total-shards=4 has 0 to 3: raise that, or lower this",
+        ),
+    ] {
+        assert_eq!(said(&flags, host), expected, "{flags:?} on {host:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_a_stateful_set_knows_its_shard() {
+    let simulator = simulator(300).await;
+    let mut command = on_simulator(&simulator, &["--once", "--shard=auto", "--total-shards=12"]);
+    let output = command.env("HOSTNAME", "zenlayer-exporter-10").output().unwrap();
+    let tenth = Shard::new(10, 12).unwrap();
+    let own = held(&simulator).into_iter().filter(|(id, _)| tenth.owns(id)).collect();
+    assert_eq!(Metrics::parse(text(&output.stdout)).instances(), own);
 }
 
 #[tokio::test(flavor = "multi_thread")]

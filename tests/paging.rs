@@ -16,6 +16,7 @@ use zenlayer_exporter::api::wire::{Answer, read_answer};
 use zenlayer_exporter::api::{ApiError, Backoff, Kind, Page};
 use zenlayer_exporter::inventory::{Collection, Source, collect_all};
 use zenlayer_exporter::model::{Inventory, Service, Statuses};
+use zenlayer_exporter::shard::Shard;
 use zenlayer_exporter::simulator::{Knobs, Simulator};
 
 fn ids(held: &BTreeSet<(String, String)>) -> BTreeSet<String> {
@@ -82,6 +83,8 @@ enum Event {
     Delete(usize),
     Create(usize),
     Change(usize),
+    /// One goes and another comes before all others, so that every count stays as it was.
+    Swap(usize),
     Nothing,
 }
 
@@ -90,6 +93,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => any::<usize>().prop_map(Event::Delete),
         4 => any::<usize>().prop_map(Event::Create),
         1 => any::<usize>().prop_map(Event::Change),
+        1 => any::<usize>().prop_map(Event::Swap),
         3 => Just(Event::Nothing),
     ]
 }
@@ -99,6 +103,7 @@ struct Account {
     state: Mutex<State>,
     page_size: usize,
     concurrency: usize,
+    shard: Shard,
     missing_is_error: bool,
     look_ups: AtomicUsize,
     /// How often each page waits before it is read, in turn.
@@ -119,14 +124,20 @@ impl State {
         let length = self.list.len();
         match self.script.next() {
             Some(Event::Delete(at)) if length > 0 => drop(self.list.remove(at % length)),
-            Some(Event::Create(at)) => {
-                self.created += 1;
-                self.list.insert(at % (length + 1), (format!("new {}", self.created), "PENDING"));
+            Some(Event::Create(at)) => self.create(at % (length + 1)),
+            Some(Event::Swap(at)) if length > 0 => {
+                self.list.remove(at % length);
+                self.create(0);
             }
             Some(Event::Change(at)) if length > 0 => self.list[at % length].1 = "STOPPED",
             _ => {}
         }
         self.note();
+    }
+
+    fn create(&mut self, at: usize) {
+        self.created += 1;
+        self.list.insert(at, (format!("new {}", self.created), "PENDING"));
     }
 
     fn note(&mut self) {
@@ -183,6 +194,10 @@ impl Source for Account {
     fn concurrency(&self) -> usize {
         self.concurrency
     }
+
+    fn shard(&self) -> Shard {
+        self.shard
+    }
 }
 
 /// An account whose list goes through `script`, an event after each answer.
@@ -193,6 +208,7 @@ fn account(instances: usize, page_size: usize, script: Vec<Event>) -> Account {
         state: state.into(),
         page_size,
         concurrency: 1,
+        shard: Shard::WHOLE,
         missing_is_error: false,
         look_ups: 0.into(),
         delays: vec![0],
@@ -208,6 +224,22 @@ async fn a_first_walk_that_shows_a_change_is_merged_with_a_second() {
     let collection = poll(&account, None, &mut statuses).await;
     assert!(names(&collection.inventory).contains("old 010"), "{:?}", names(&collection.inventory));
     assert_eq!(collection.pages, 6, "two walks of three pages");
+}
+
+#[tokio::test]
+async fn a_shard_tells_by_all_instances_whether_the_list_changed() {
+    // One goes from the end and one comes to the front: every page counts thirty, and one entry is read twice.
+    for number in 0..3 {
+        let shard = Shard::new(number, 3).unwrap();
+        let at_rest = Account { shard, ..account(30, 10, Vec::new()) };
+        let mut statuses = Statuses::documented(Service::Vm);
+        let collection = poll(&at_rest, None, &mut statuses).await;
+        assert_eq!(collection.pages, 3, "one walk");
+        let changing = Account { shard, ..account(30, 10, vec![Event::Swap(29)]) };
+        let collection = poll(&changing, None, &mut statuses).await;
+        assert_eq!(collection.pages, 6, "two walks");
+        assert_eq!(names(&collection.inventory).contains("new 1"), shard.owns("new 1"));
+    }
 }
 
 /// Polls, deletes all but some, and polls again. Returns what that poll brought and its look-ups.
@@ -256,6 +288,10 @@ async fn a_page_that_is_short_once_is_read_again() {
         fn concurrency(&self) -> usize {
             self.0.concurrency()
         }
+
+        fn shard(&self) -> Shard {
+            self.0.shard()
+        }
     }
 
     let source = ShortOnce(account(30, 10, Vec::new()), AtomicUsize::new(0));
@@ -274,38 +310,44 @@ async fn poll(account: &Account, previous: Option<&Inventory>, statuses: &mut St
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Polls over a list that changes after every answer.
+    /// Polls, as one of a few shards, over a list that changes after every answer.
     #[test]
     fn whoever_existed_throughout_is_there_and_nobody_twice(
         instances in 0_usize..60,
         // With fewer, twenty look-ups of a page each are too few for the whole account, and what two walks miss is gone.
         page_size in 5_usize..20,
         concurrency in 1_usize..5,
+        (total_shards, number) in (1_usize..5).prop_flat_map(|total| (Just(total), 0..total)),
         missing_is_error: bool,
         delays in prop::collection::vec(0_u8..5, 1..8),
         script in prop::collection::vec(event(), 0..120),
     ) {
-        let account = Account { concurrency, missing_is_error, delays, ..account(instances, page_size, Vec::new()) };
+        let shard = Shard::new(number, total_shards).unwrap();
+        let account = account(instances, page_size, Vec::new());
+        let account = Account { concurrency, shard, missing_is_error, delays, ..account };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let mut statuses = Statuses::documented(Service::Vm);
             // The first poll, with nothing to compare with, sees a list at rest.
             let mut previous = poll(&account, None, &mut statuses).await.inventory;
-            prop_assert_eq!(previous.len(), instances);
+            let own = |state: &State| -> BTreeSet<_> {
+                state.list.iter().map(|(id, _)| id.clone()).filter(|id| shard.owns(id)).collect()
+            };
+            prop_assert_eq!(names(&previous), own(&account.state.lock().unwrap()));
             account.state.lock().unwrap().script = script.into_iter();
             for _ in 0..4 {
                 let at_start = {
                     let mut state = account.state.lock().unwrap();
                     state.seen.clear();
                     state.note();
-                    state.list.iter().map(|(id, _)| id.clone()).collect::<BTreeSet<_>>()
+                    own(&state)
                 };
                 account.look_ups.store(0, Ordering::Relaxed);
                 let inventory = poll(&account, Some(&previous), &mut statuses).await.inventory;
                 // Beyond twenty look-ups two walks decide, and an instance can be unlucky twice.
                 let all_asked_for = account.look_ups.load(Ordering::Relaxed) < 20;
                 let state = account.state.lock().unwrap();
-                let at_end: BTreeSet<_> = state.list.iter().map(|(id, _)| id.clone()).collect();
+                let at_end = own(&state);
                 let known = names(&previous);
                 let throughout = at_start.iter().filter(|id| at_end.contains(*id) && known.contains(*id));
                 let found = names(&inventory);
@@ -314,6 +356,7 @@ proptest! {
                 }
                 prop_assert_eq!(found.len(), inventory.len(), "an id is there twice");
                 for instance in inventory.iter() {
+                    prop_assert!(shard.owns(instance.id), "{:?} is another shard's", instance);
                     let had = state.seen.get(instance.id);
                     prop_assert!(
                         had.is_some_and(|had| had.contains(statuses.name(instance.status))),

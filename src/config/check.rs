@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::{Api, Command, Config, Flags, ListenAddress, Log, Poll, Target, Web, is_loopback};
 use crate::model::{self, Service, StatusSeries};
+use crate::shard::{MAX_SHARDS, Shard};
 
 const DEFAULT_ENDPOINT: &str = "https://console.zenlayer.com";
 const DEFAULT_INTERVAL: &str = "30s";
@@ -94,6 +95,11 @@ impl Check<'_> {
         let service = self.choice("--zenlayer.service", &flags.zenlayer_service, &services);
         let version = self.api_version(flags, service);
         let instance_ids = self.instance_ids(flags);
+        let shard = self.shard(flags);
+        let own = instance_ids.filter(|ids| !ids.is_empty()).zip(shard).map(|(mut ids, shard)| {
+            ids.retain(|id| shard.owns(id));
+            ids
+        });
         if flags.zenlayer_resource_group_id.is_some() && service == Some(Service::Vm) {
             let wrong = "the vm service has no such filter: leave it out, or use --zenlayer.service=zec";
             self.wrong::<()>("--zenlayer.resource-group-id", wrong);
@@ -105,7 +111,8 @@ impl Check<'_> {
         Some(Api {
             service: service?,
             version: version?,
-            instance_ids: instance_ids?,
+            shard: shard?,
+            instance_ids: own,
             resource_group_id: flags.zenlayer_resource_group_id.clone(),
             authorities: authorities?,
             page_size: page_size?,
@@ -140,6 +147,39 @@ impl Check<'_> {
             return self.wrong("--zenlayer.instance-ids", "too many ids");
         }
         Some(ids)
+    }
+
+    fn shard(&mut self, flags: &Flags) -> Option<Shard> {
+        let total = self.number("--total-shards", &flags.total_shards, 1, MAX_SHARDS)?;
+        let is_auto = flags.shard == "auto";
+        let number = if is_auto { self.ordinal(total)? } else { self.shard_number(&flags.shard)? };
+        Shard::new(number, total).or_else(|| {
+            let by_name = if is_auto { " by the host name" } else { "" };
+            let last = total - 1;
+            let wrong =
+                format!("is {number}{by_name}, and --total-shards={total} has 0 to {last}: raise that, or lower this");
+            self.wrong("--shard", &wrong)
+        })
+    }
+
+    fn shard_number(&mut self, text: &str) -> Option<usize> {
+        let wrong = || format!("{text:?} is neither a whole number nor auto: give one from 0 to --total-shards less 1");
+        text.parse().ok().or_else(|| self.wrong("--shard", &wrong()))
+    }
+
+    /// The number that a StatefulSet puts at the end of its pods' names.
+    fn ordinal(&mut self, total: usize) -> Option<usize> {
+        if total == 1 {
+            return self.wrong("--shard", "is auto, with one shard: set --total-shards to the StatefulSet's replicas");
+        }
+        let Some(host) = self.variable(&["HOSTNAME"]) else {
+            return self
+                .wrong("--shard", "is auto, and HOSTNAME is not set: set it to the pod's name, or give the number");
+        };
+        host.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).or_else(|| {
+            let wrong = format!("is auto, and the host name {host:?} does not end as exporter-2 does: give the number");
+            self.wrong("--shard", &wrong)
+        })
     }
 
     fn authorities(&mut self, flags: &Flags) -> Option<Vec<CertificateDer<'static>>> {

@@ -114,6 +114,16 @@ pub struct Flags {
     #[arg(value_name = "DURATION", default_value = "5m")]
     pub poll_max_staleness: String,
 
+    /// Serve only this part of the account, of 0 to --total-shards less 1; auto: the number that ends the host name
+    #[arg(long = "shard", env = "ZENLAYER_EXPORTER_SHARD", hide_env = true)]
+    #[arg(value_name = "N", default_value = "0")]
+    pub shard: String,
+
+    /// How many exporters the instances are spread over
+    #[arg(long = "total-shards", env = "ZENLAYER_EXPORTER_TOTAL_SHARDS", hide_env = true)]
+    #[arg(value_name = "N", default_value = "1")]
+    pub total_shards: String,
+
     /// current: one series an instance; all: one an instance and known status, 1 or 0
     #[arg(long = "metrics.status-series", env = "ZENLAYER_EXPORTER_METRICS_STATUS_SERIES", hide_env = true)]
     #[arg(value_name = "WHICH", default_value = "current")]

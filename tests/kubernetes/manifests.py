@@ -30,6 +30,7 @@ RENDERED = {
     "demo": "overlays/examples/demo",
     "operator": "overlays/examples/operator",
     "prometheus-sidecar": "overlays/examples/prometheus-sidecar",
+    "shards": "overlays/examples/shards",
 }
 # From the first that has native sidecars to the newest that the package has.
 VERSIONS = ["1.29", "1.31", "1.34"]
@@ -53,6 +54,9 @@ HARDENED = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
+
+SMALL = {"requests": {"cpu": "5m", "memory": "16Mi"}, "limits": {"memory": "128Mi"}}
+RESOURCES = {"shards": {"requests": {"cpu": "5m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}}}
 
 failures, passed = [], 0
 
@@ -202,7 +206,7 @@ def check_schemas(rendered):
 def check_settings(rendered, flags):
     """Every flag and variable in a manifest is the exporter's."""
     variables = {f"{NAME}-{flag[2:]}".upper().translate(str.maketrans("-.", "__")) for flag in flags}
-    variables.add("ZENLAYER_ACCESS_KEY_ID")
+    variables |= {"ZENLAYER_ACCESS_KEY_ID", "HOSTNAME"}
     seen = 0
     for name, content in rendered.items():
         for spec, container in exporters(content):
@@ -232,8 +236,7 @@ def check_agreement(rendered):
             check(f"{name}: hardened", unequal({k: hardened.get(k) for k in HARDENED}, HARDENED))
             check(f"{name}: no token of the cluster", unequal(spec.get("automountServiceAccountToken"), False))
             resources = container["resources"]
-            check(f"{name}: resources", unequal(resources, {"requests": {"cpu": "5m", "memory": "16Mi"},
-                                                            "limits": {"memory": "128Mi"}}))
+            check(f"{name}: resources", unequal(resources, RESOURCES.get(name, SMALL)))
             mounts = {m["name"]: m for m in container.get("volumeMounts", [])}
             volumes = {v["name"]: v["secret"] for v in spec.get("volumes", []) if "secret" in v}
             check(f"{name}: its secrets are mounted", unequal(set(mounts), set(volumes)))
@@ -295,6 +298,22 @@ def check_sidecar(content):
         file.flush()
         done = subprocess.run(["promtool", "check", "config", file.name], text=True, capture_output=True, check=False)
         check("promtool takes the sidecar's prometheus.yml", done.returncode and done.stdout + done.stderr)
+
+
+def check_shards(content):
+    """Each replica is a shard, there is no other, and each is a target."""
+    check("the shards are no Deployment", unequal([o["kind"] for o, _ in templates(content)], ["StatefulSet"]))
+    spec = content["StatefulSet", NAME]["spec"]
+    [(_, container)] = exporters(content)
+    flags = dict(argument.split("=") for argument in container["args"])
+    check("there are as many replicas as shards",
+          unequal((flags.get("--shard"), flags.get("--total-shards")), ("auto", str(spec["replicas"]))))
+    [host] = [v.get("valueFrom") for v in container["env"] if v["name"] == "HOSTNAME"]
+    check("a shard's number is its pod's", unequal(host, {"fieldRef": {"fieldPath": "metadata.name"}}))
+    check("the pods start side by side", unequal(spec["podManagementPolicy"], "Parallel"))
+    service = content["Service", spec["serviceName"]]["spec"]
+    check("the Service does not choose among the shards", unequal(service.get("clusterIP"), "None"))
+    check("all shards are scraped", "" if ("PodMonitor", NAME) in content else "there is no PodMonitor")
 
 
 def check_rules():
@@ -372,6 +391,7 @@ def main():
     check_settings(rendered, flags)
     check_agreement(rendered)
     check_sidecar(rendered["prometheus-sidecar"])
+    check_shards(rendered["shards"])
     check_rules()
     check_demo(rendered["demo"], exporter)
     for name in RENDERED:
