@@ -53,11 +53,8 @@ impl Shard {
 
 impl fmt::Display for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.total {
-            1 => f.write_str("one exporter"),
-            // Who reads "1 of 4" takes it for the first.
-            total => write!(f, "shard {} of 0 to {}", self.number, total - 1),
-        }
+        // Who reads "1 of 4" takes it for the first.
+        write!(f, "shard {} of 0 to {}", self.number, self.total - 1)
     }
 }
 

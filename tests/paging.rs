@@ -242,6 +242,17 @@ async fn a_shard_tells_by_all_instances_whether_the_list_changed() {
     }
 }
 
+#[tokio::test]
+async fn what_a_second_walk_finds_of_other_shards_counts_as_found() {
+    // Each page of the first walk repeats an entry of the one before, and all that came are missed.
+    let script = vec![Event::Swap(399); 19];
+    let shard = Shard::new(1, 3).unwrap();
+    let account = Account { shard, ..account(400, 20, script) };
+    let collection = poll(&account, None, &mut Statuses::documented(Service::Vm)).await;
+    assert_eq!(collection.pages, 40, "two walks");
+    assert!(names(&collection.inventory).iter().all(|id| shard.owns(id)));
+}
+
 /// Polls, deletes all but some, and polls again. Returns what that poll brought and its look-ups.
 async fn poll_after_deletion(account: &Account, left: usize) -> (Collection, usize) {
     let mut statuses = Statuses::documented(Service::Vm);
