@@ -9,7 +9,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
 
-use super::body::Frames;
+use super::body::{Body, Parts};
 use super::own::{Format, Own};
 use super::page::{self, About, View};
 use crate::gzip;
@@ -71,7 +71,7 @@ pub(crate) struct Site {
 
 impl Site {
     /// Answers a request and counts it.
-    pub(crate) async fn answer<B>(&self, request: &Request<B>) -> Response<Frames> {
+    pub(crate) async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
         let path = request.uri().path();
         let route = route(request.method(), path, &self.telemetry_path);
         let response = match route {
@@ -89,7 +89,7 @@ impl Site {
 
     /// Answers a request on a connection that is one too many: that the process is healthy, and nothing else. A probe
     /// must not have it restarted for what its clients do.
-    pub(crate) fn refuse<B>(&self, request: &Request<B>) -> Response<Frames> {
+    pub(crate) fn refuse<B>(&self, request: &Request<B>) -> Response<Body> {
         let path = request.uri().path();
         let mut response = if route(request.method(), path, &self.telemetry_path) == Route::Healthy {
             self.healthy()
@@ -102,7 +102,7 @@ impl Site {
         response
     }
 
-    async fn metrics(&self, headers: &HeaderMap) -> Response<Frames> {
+    async fn metrics(&self, headers: &HeaderMap) -> Response<Body> {
         let format = Format::preferred(headers);
         let snapshot = self.published.fresh(Instant::now());
         let own = self.own.get(&self.telemetry, self.published.polls(), format);
@@ -111,12 +111,12 @@ impl Site {
                 Some(snapshot) => gzip::member(snapshot.rendered.zipped().await, own.zipped()),
                 None => gzip::member(&gzip::Part::first(b""), own.zipped()),
             };
-            let mut response = answer(StatusCode::OK, format.content_type(), Frames::new(frames));
+            let mut response = answer(StatusCode::OK, format.content_type(), Parts::new(frames));
             response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             response
         } else {
             let instances = snapshot.map(|snapshot| snapshot.rendered.text.clone()).unwrap_or_default();
-            answer(StatusCode::OK, format.content_type(), Frames::new([instances, own.text()]))
+            answer(StatusCode::OK, format.content_type(), Parts::new([instances, own.text()]))
         };
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept, accept-encoding"));
         response
@@ -127,7 +127,7 @@ impl Site {
         self.published.silence(Instant::now()) <= self.longest_silence
     }
 
-    fn healthy(&self) -> Response<Frames> {
+    fn healthy(&self) -> Response<Body> {
         if self.is_healthy() {
             return answer(StatusCode::OK, TEXT, "ok\n".into());
         }
@@ -137,7 +137,7 @@ impl Site {
         answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
     }
 
-    fn ready(&self) -> Response<Frames> {
+    fn ready(&self) -> Response<Body> {
         if self.published.is_ready() {
             return answer(StatusCode::OK, TEXT, "ready\n".into());
         }
@@ -148,7 +148,7 @@ impl Site {
         answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
     }
 
-    fn home(&self) -> Response<Frames> {
+    fn home(&self) -> Response<Body> {
         let now = Instant::now();
         let (report, snapshot) = (self.published.last_report(), self.published.fresh(now));
         let page = page::render(&View {
@@ -168,19 +168,19 @@ impl Site {
     }
 }
 
-fn method_not_allowed() -> Response<Frames> {
+fn method_not_allowed() -> Response<Body> {
     let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD are answered here\n".into());
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     response
 }
 
-fn not_found(telemetry_path: &str) -> Response<Frames> {
+fn not_found(telemetry_path: &str) -> Response<Body> {
     let text = format!("nothing is here: the metrics are at {telemetry_path}\n");
     answer(StatusCode::NOT_FOUND, TEXT, text.into())
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: Frames) -> Response<Frames> {
-    let mut response = Response::new(body);
+fn answer(status: StatusCode, content_type: &'static str, body: Parts) -> Response<Body> {
+    let mut response = Response::new(Body::new(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
