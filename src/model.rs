@@ -222,16 +222,27 @@ impl Sightings {
         if rows.is_ascending() {
             return Inventory { rows };
         }
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        // Stable: among the sightings of one id the last read stays the last.
-        order.sort_by(|&a, &b| rows.id(a).cmp(rows.id(b)));
+        // The first bytes of an id decide nearly every comparison, without a look into the text.
+        let mut order: Vec<_> = (0..rows.len()).map(|row| (prefix(rows.id(row)), row)).collect();
+        // Among the sightings of one id the last read stays the last.
+        order.sort_unstable_by(|a, b| {
+            a.0.cmp(&b.0).then_with(|| rows.id(a.1).cmp(rows.id(b.1))).then_with(|| a.1.cmp(&b.1))
+        });
         let last_of_each = order
             .iter()
             .enumerate()
-            .filter(|&(place, &row)| order.get(place + 1).is_none_or(|&next| rows.id(next) != rows.id(row)))
-            .map(|(_, &row)| rows.get(row));
+            .filter(|&(place, &(_, row))| order.get(place + 1).is_none_or(|&(_, next)| rows.id(next) != rows.id(row)))
+            .map(|(_, &(_, row))| rows.get(row));
         Inventory::from_ascending(last_of_each)
     }
+}
+
+/// The first bytes of an id as a number: ordered as the ids are, as far as they go.
+fn prefix(id: &str) -> u64 {
+    let mut prefix = [0; 8];
+    let length = id.len().min(prefix.len());
+    prefix[..length].copy_from_slice(&id.as_bytes()[..length]);
+    u64::from_be_bytes(prefix)
 }
 
 /// Every instance once, ordered by id.
@@ -293,6 +304,9 @@ impl Inventory {
 
     /// The ids that are here and not in `other`, in order.
     pub fn ids_not_in<'a>(&'a self, other: &'a Self) -> Vec<&'a str> {
+        if self.rows.ends == other.rows.ends && self.rows.text == other.rows.text {
+            return Vec::new();
+        }
         pair_by_id(self, other)
             .filter_map(|pair| match pair {
                 (Some(here), None) => Some(here.id),
