@@ -12,7 +12,7 @@ pub(crate) const INSTANCE_STATUS: &str = "zenlayer_instance_status";
 pub(crate) const INSTANCES: &str = "zenlayer_instances";
 
 /// Renders the series of every instance, ordered by id, and the counts by status.
-pub(crate) fn render(inventory: &Inventory, statuses: &Statuses, series: StatusSeries) -> Vec<u8> {
+pub fn render(inventory: &Inventory, statuses: &Statuses, series: StatusSeries) -> Vec<u8> {
     let labels: Vec<_> = statuses.names().map(escape).collect();
     let counts = inventory.count_by_status(statuses);
     let mut text = String::with_capacity(size(inventory, &labels, &counts, series));

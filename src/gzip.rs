@@ -15,14 +15,14 @@ const IN_MEMORY: &str = "writing to memory does not fail";
 
 /// Deflate blocks and the checksum of what is in them.
 #[derive(Debug, Clone)]
-pub(crate) struct Part {
+pub struct Part {
     blocks: Bytes,
     checksum: Hasher,
 }
 
 impl Part {
     /// A part that others follow: the flush ends it on a whole byte.
-    pub(crate) fn first(bytes: &[u8]) -> Self {
+    pub fn first(bytes: &[u8]) -> Self {
         let mut deflate = DeflateEncoder::new(Vec::new(), Compression::fast());
         deflate.write_all(bytes).expect(IN_MEMORY);
         deflate.flush().expect(IN_MEMORY);
@@ -30,7 +30,7 @@ impl Part {
     }
 
     /// The part that ends a member.
-    pub(crate) fn last(bytes: &[u8]) -> Self {
+    pub fn last(bytes: &[u8]) -> Self {
         let mut deflate = DeflateEncoder::new(Vec::new(), Compression::fast());
         deflate.write_all(bytes).expect(IN_MEMORY);
         Self::new(deflate.finish().expect(IN_MEMORY), bytes)
@@ -45,7 +45,7 @@ impl Part {
 }
 
 /// The frames of a member of two parts; neither is copied.
-pub(crate) fn member(first: &Part, last: &Part) -> [Bytes; 4] {
+pub fn member(first: &Part, last: &Part) -> [Bytes; 4] {
     let mut checksum = first.checksum.clone();
     checksum.combine(&last.checksum);
     let mut trailer = Vec::with_capacity(8);

@@ -44,7 +44,7 @@ impl Query<'_> {
 }
 
 /// One answer of DescribeInstancesStatus.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
     /// Instances that match, over all pages, by this answer.
     pub total_count: u64,
