@@ -36,6 +36,11 @@ impl Part {
         Self::new(deflate.finish().expect(IN_MEMORY), bytes)
     }
 
+    /// Compressed bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
     fn new(mut blocks: Vec<u8>, bytes: &[u8]) -> Self {
         blocks.shrink_to_fit();
         let mut checksum = Hasher::new();

@@ -136,6 +136,7 @@ impl Poller {
             Some(rendered) if rendered.is_of(&inventory, &self.statuses) => rendered,
             _ => {
                 let text = exposition::render(&inventory, &self.statuses, self.series);
+                tracing::debug!(bytes = text.len(), "instance series rendered");
                 Arc::new(Rendered::new(text, inventory, self.statuses.clone()))
             }
         };

@@ -43,7 +43,9 @@ impl Rendered {
         let compress = || async {
             let text = self.text.clone();
             let compressed = tokio::task::spawn_blocking(move || gzip::Part::first(&text)).await;
-            compressed.expect("compression does not panic")
+            let part = compressed.expect("compression does not panic");
+            tracing::debug!(from = self.text.len(), to = part.len(), "instance series compressed");
+            part
         };
         self.zipped.get_or_init(compress).await
     }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests of tests/real.rs: the vendor's SDK, Prometheus and promtool, each as Debian and PyPI have it.
+# The tests of tests/real.rs and tests/scrapes.rs that need others' programs: the vendor's SDK, Prometheus, promtool, curl,
+# gzip, each as Debian and PyPI have it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tests/lib.sh
@@ -35,9 +36,11 @@ unpack_prometheus_3() (
 ) >/dev/null 2>&1
 
 install_prometheus
-install_python "$sdk" prometheus-client==0.26.0
+is_there curl || install_packages curl
+install_python "$sdk" prometheus-client==0.26.0 requests==2.32.5
 export ZENLAYER_EXPORTER_TEST_PYTHON=$python/bin/python
 prometheus --version 2>&1 | sed -n '1s/ (.*//p'
+run_ignored scrapes
 run_ignored real
 if [ -d "$prometheus_3" ] || unpack_prometheus_3; then
     PATH=$prometheus_3/usr/bin:$PATH run_ignored real prometheus promtool
