@@ -4,6 +4,9 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
+
+use crate::buffer::Buffer;
 use crate::model::{Inventory, StatusSeries, Statuses};
 
 /// The status each instance is in.
@@ -12,10 +15,10 @@ pub(crate) const INSTANCE_STATUS: &str = "zenlayer_instance_status";
 pub(crate) const INSTANCES: &str = "zenlayer_instances";
 
 /// Renders the series of every instance, ordered by id, and the counts by status.
-pub fn render(inventory: &Inventory, statuses: &Statuses, series: StatusSeries) -> Vec<u8> {
+pub fn render(inventory: &Inventory, statuses: &Statuses, series: StatusSeries) -> Bytes {
     let labels: Vec<_> = statuses.names().map(escape).collect();
     let counts = inventory.count_by_status(statuses);
-    let mut text = String::with_capacity(size(inventory, &labels, &counts, series));
+    let mut text = Buffer::with_capacity(size(inventory, &labels, &counts, series));
     header(&mut text, INSTANCE_STATUS, "Status of each instance: 1 for the status it is in.");
     for instance in inventory.iter() {
         let id = escape(instance.id);
@@ -33,18 +36,18 @@ pub fn render(inventory: &Inventory, statuses: &Statuses, series: StatusSeries) 
     for (label, count) in labels.iter().zip(counts) {
         text.extend([INSTANCES, "{status=\"", label, "\"} ", &count.to_string(), "\n"]);
     }
-    text.into_bytes()
+    text.freeze()
 }
 
-fn header(text: &mut String, name: &str, help: &str) {
+fn header(text: &mut Buffer, name: &str, help: &str) {
     text.extend(["# HELP ", name, " ", help, "\n# TYPE ", name, " gauge\n"]);
 }
 
-fn push_status(text: &mut String, id: &str, status: &str, value: &str) {
+fn push_status(text: &mut Buffer, id: &str, status: &str, value: &str) {
     text.extend([INSTANCE_STATUS, "{instanceId=\"", id, "\",status=\"", status, "\"} ", value, "\n"]);
 }
 
-/// Enough for the whole text where nothing is escaped, so that one allocation serves.
+/// Enough for the whole text where nothing is escaped, so that it need not move.
 fn size(inventory: &Inventory, labels: &[Cow<'_, str>], counts: &[usize], series: StatusSeries) -> usize {
     const HEADERS: usize = 300;
     let fixed = INSTANCE_STATUS.len() + "{instanceId=\"\",status=\"\"} 1\n".len();
@@ -81,7 +84,7 @@ mod tests {
         for (id, status) in entries {
             sightings.push(id, status, &mut statuses).unwrap();
         }
-        String::from_utf8(render(&sightings.into_inventory(), &statuses, series)).unwrap()
+        String::from_utf8(render(&sightings.into_inventory(), &statuses, series).to_vec()).unwrap()
     }
 
     const HOSTILE: [(&str, &str); 4] = [

@@ -15,6 +15,7 @@
 //! | `credentials` | where the key or token comes from |
 //! | `api` | the client: signing, wire format, errors, pacing, retries |
 //! | `inventory` | all pages of one poll into one consistent inventory |
+//! | `buffer` | memory for large texts, which goes back to the system |
 //! | `exposition` | inventory → bytes |
 //! | `gzip` | one gzip member glued of parts that are compressed once |
 //! | `telemetry` | the exporter's own metrics |
@@ -26,6 +27,7 @@
 //! Only the binary reads the environment, logs to standard error, or exits.
 
 pub mod api;
+mod buffer;
 pub mod build_info;
 pub mod config;
 mod credentials;

@@ -24,6 +24,9 @@ use zenlayer_exporter::{Options, Watchdog, build_info, http};
 /// The command was used incorrectly (`EX_USAGE` of sysexits.h).
 const BAD_SETTING: u8 = 64;
 
+/// Threads that poll and serve, at most: on a machine of many cores one for each would only hold memory.
+const MAX_THREADS: usize = 4;
+
 /// How long `--healthcheck` waits for an answer.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -47,7 +50,8 @@ fn main() -> ExitCode {
 }
 
 fn start(command: Command) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let threads = std::thread::available_parallelism().map_or(MAX_THREADS, |cores| cores.get().min(MAX_THREADS));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(execute(command));

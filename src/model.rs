@@ -185,6 +185,12 @@ impl Rows {
         Ok(())
     }
 
+    fn reserve(&mut self, rows: usize, bytes: usize) {
+        self.text.reserve_exact(bytes);
+        self.ends.reserve_exact(rows);
+        self.statuses.reserve_exact(rows);
+    }
+
     fn is_ascending(&self) -> bool {
         (1..self.len()).all(|row| self.id(row - 1) < self.id(row))
     }
@@ -233,7 +239,12 @@ impl Sightings {
             .enumerate()
             .filter(|&(place, &(_, row))| order.get(place + 1).is_none_or(|&(_, next)| rows.id(next) != rows.id(row)))
             .map(|(_, &(_, row))| rows.get(row));
-        Inventory::from_ascending(last_of_each)
+        let mut ordered = Rows::default();
+        ordered.reserve(rows.len(), rows.text.len());
+        for instance in last_of_each {
+            ordered.push(instance).expect("it fitted where it comes from");
+        }
+        Inventory { rows: ordered }
     }
 }
 
@@ -252,14 +263,6 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    fn from_ascending<'a>(instances: impl Iterator<Item = Instance<'a>>) -> Self {
-        let mut rows = Rows::default();
-        for instance in instances {
-            rows.push(instance).expect("it fitted where it comes from");
-        }
-        Self { rows }
-    }
-
     /// How many instances there are.
     pub fn len(&self) -> usize {
         self.rows.len()

@@ -29,7 +29,7 @@ pub(crate) struct Rendered {
 
 impl Rendered {
     /// Text that was rendered from that inventory.
-    pub(crate) fn new(text: Vec<u8>, inventory: Arc<Inventory>, statuses: Statuses) -> Self {
+    pub(crate) fn new(text: impl Into<Bytes>, inventory: Arc<Inventory>, statuses: Statuses) -> Self {
         Self { text: text.into(), zipped: OnceCell::new(), inventory, statuses }
     }
 

@@ -9,5 +9,5 @@ is_there wrk || install_packages wrk
 is_there curl || install_packages curl
 [ -x /usr/sbin/nginx ] || install_packages nginx-light
 cargo build --release --locked --bins --examples
-cargo bench --locked --no-run
+cargo bench --locked --bench pipeline --no-run
 exec python3 benches/measure.py
