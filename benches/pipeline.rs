@@ -9,6 +9,7 @@ use zenlayer_exporter::api::wire::{Answer, MAX_PAGE_SIZE, read_answer};
 use zenlayer_exporter::api::{ApiError, Page};
 use zenlayer_exporter::inventory::{Source, collect_all};
 use zenlayer_exporter::model::{Inventory, Service, StatusSeries, Statuses};
+use zenlayer_exporter::shard::Shard;
 use zenlayer_exporter::simulator::{Fleet, Machine};
 use zenlayer_exporter::{exposition, gzip};
 
@@ -71,6 +72,10 @@ impl Source for Pages {
 
     fn concurrency(&self) -> usize {
         4
+    }
+
+    fn shard(&self) -> Shard {
+        Shard::WHOLE
     }
 }
 
