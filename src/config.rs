@@ -21,6 +21,7 @@ pub use self::flags::Flags;
 use crate::model::{Service, StatusSeries};
 use crate::secret::Secret;
 use crate::shard::Shard;
+use crate::web_config::WebConfig;
 
 /// What the process is asked to do, with the settings it takes.
 #[derive(Debug)]
@@ -134,6 +135,10 @@ pub struct Web {
     pub telemetry_path: String,
     /// Connections served at a time.
     pub max_connections: usize,
+    /// The file with TLS and passwords.
+    pub config_file: Option<PathBuf>,
+    /// Health takes no password.
+    pub open_health: bool,
 }
 
 /// An address as the Prometheus exporters write it.
@@ -205,6 +210,8 @@ pub struct Config {
     pub poll: Poll,
     /// How the metrics are served.
     pub web: Web,
+    /// The web config as it was when it was checked.
+    pub web_config: Option<WebConfig>,
     /// Which series an instance has.
     pub status_series: StatusSeries,
     /// Logging.

@@ -3,10 +3,13 @@
 //! Invariant: a client that stalls loses its place, and a shutdown ends within its bound. It must
 //! not know the API.
 
+mod auth;
 mod body;
+mod gate;
 mod own;
 mod page;
 pub mod probe;
+pub(crate) mod reload;
 mod route;
 
 use std::convert::Infallible;
@@ -16,21 +19,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
+use self::body::Body;
+pub(crate) use self::gate::Gate;
 pub(crate) use self::own::Own;
 pub(crate) use self::page::About;
 pub(crate) use self::route::Site;
 use crate::config::ListenAddress;
 
-/// How long a client may take to send the head of a request.
+/// How long a client may take to send the head of a request, and before that for its TLS handshake.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take no byte of its answer before its connection is closed.
 #[cfg(target_os = "linux")]
@@ -42,6 +51,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections beyond the limit that are told so at a time.
 const MAX_REFUSALS: usize = 16;
 const BACKLOG: i32 = 1024;
+/// Requests at a time on one HTTP/2 connection: more than a browser or a scraper has.
+const MAX_STREAMS: u32 = 16;
+/// What the headers of one HTTP/2 request may take.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// How often an HTTP/2 client has to show that it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Listens on an address; a host name may stand for several.
 ///
@@ -90,11 +105,14 @@ fn listen(address: SocketAddr, dual: bool) -> io::Result<TcpListener> {
 pub(crate) async fn serve(
     listeners: Vec<TcpListener>,
     site: Arc<Site>,
+    gate: Arc<Gate>,
     max_connections: usize,
     shutdown: impl Future<Output = ()>,
 ) {
     let connections = Arc::new(Connections {
         site,
+        gate,
+        open: watch::Sender::new(()),
         places: Arc::new(Semaphore::new(max_connections)),
         refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
         graceful: GracefulShutdown::new(),
@@ -106,14 +124,18 @@ pub(crate) async fn serve(
     shutdown.await;
     // The accept loops end first, so that nothing new comes while the rest drains.
     accepting.shutdown().await;
-    let connections = Arc::into_inner(connections).expect("only accept loops shared it");
-    if tokio::time::timeout(DRAIN, connections.graceful.shutdown()).await.is_err() {
+    // What else was shared goes with this line, and with it the handshakes: nothing has been asked there yet.
+    let Connections { graceful, .. } = Arc::into_inner(connections).expect("only accept loops shared it");
+    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::warn!(after = ?DRAIN, "closing connections whose requests did not end");
     }
 }
 
 struct Connections {
     site: Arc<Site>,
+    gate: Arc<Gate>,
+    /// Dropped when the shutdown begins.
+    open: watch::Sender<()>,
     places: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
     graceful: GracefulShutdown,
@@ -143,21 +165,101 @@ impl Connections {
         let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_TIMEOUT));
-        let site = Arc::clone(&self.site);
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let site = Arc::clone(&site);
-            async move { Ok::<_, Infallible>(if full { site.refuse(&request) } else { site.answer(&request).await }) }
+        let visitor = Visitor { site: Arc::clone(&self.site), gate: Arc::clone(&self.gate), refused: full };
+        let (watcher, closing) = (self.graceful.watcher(), self.open.subscribe());
+        let tls = self.gate.tls(full);
+        tokio::spawn(async move {
+            match tls {
+                None => visitor.speak_http1(stream, watcher).await,
+                Some(tls) => {
+                    if let Some(stream) = handshake(&tls, stream, closing).await {
+                        visitor.speak(stream, watcher).await;
+                    }
+                }
+            }
+            drop(place);
         });
+    }
+}
+
+/// `None` where the client does not get through in time.
+async fn handshake(
+    tls: &TlsAcceptor,
+    stream: TcpStream,
+    mut closing: watch::Receiver<()>,
+) -> Option<TlsStream<TcpStream>> {
+    let result = tokio::select! {
+        result = tokio::time::timeout(HEADER_TIMEOUT, tls.accept(stream)) => result,
+        _ = closing.changed() => return None,
+    };
+    match result {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "TLS handshake failed");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(after = ?HEADER_TIMEOUT, "TLS handshake did not end");
+            None
+        }
+    }
+}
+
+/// One client's connection.
+#[derive(Clone)]
+struct Visitor {
+    site: Arc<Site>,
+    gate: Arc<Gate>,
+    /// One too many.
+    refused: bool,
+}
+
+impl Visitor {
+    /// The protocol that the handshake agreed on.
+    async fn speak(self, stream: TlsStream<TcpStream>, watcher: Watcher) {
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return self.speak_http1(stream, watcher).await;
+        }
+        let service = service_fn(move |request| self.clone().answer(request));
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .keep_alive_interval(PING_INTERVAL)
+            .serve_connection(TokioIo::new(stream), service);
+        until_end(watcher, connection).await;
+    }
+
+    async fn speak_http1<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S, watcher: Watcher) {
+        let service = service_fn(move |request| self.clone().answer(request));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service);
-        let connection = self.graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended early");
+        until_end(watcher, connection).await;
+    }
+
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let Self { site, gate, refused } = self;
+        let (path, headers) = (request.uri().path(), request.headers());
+        let mut response = if refused {
+            site.refuse(&request, gate.admits_at_once(path, headers))
+        } else {
+            match gate.admit(path, headers).await {
+                Ok(()) => site.answer(&request).await,
+                Err(denial) => site.deny(&request, denial),
             }
-            drop(place);
-        });
+        };
+        gate.add_headers(response.headers_mut());
+        Ok(response)
+    }
+}
+
+async fn until_end<C: GracefulConnection>(watcher: Watcher, connection: C)
+where
+    C::Error: std::fmt::Display,
+{
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, "connection ended early");
     }
 }

@@ -11,6 +11,7 @@
 //! | `exposure` | whether others can read a file |
 //! | `model` | services, statuses, instances, the inventory |
 //! | `shard` | whose instances are this exporter's |
+//! | `web_config` | the exporter-toolkit's YAML and the files it names → settings that work |
 //! | `config` | settings as typed → settings as checked |
 //! | `credentials` | where the key or token comes from |
 //! | `api` | the client: signing, wire format, errors, pacing, retries |
@@ -22,7 +23,7 @@
 //! | `snapshot` | the rendered answer that is served, swapped whole |
 //! | `simulator` | a simulated API: behind `--demo`, and what the tests poll |
 //! | `poller` | tick → collect → render → publish |
-//! | `http` | accept loop, routes, bodies, the page for people |
+//! | `http` | accept loop, TLS, who may, routes, bodies, the page for people |
 //!
 //! Only the binary reads the environment, logs to standard error, or exits.
 
@@ -44,6 +45,7 @@ pub mod shard;
 pub mod simulator;
 mod snapshot;
 mod telemetry;
+pub mod web_config;
 
 use std::convert::Infallible;
 use std::io;
@@ -56,11 +58,12 @@ use tokio::task::JoinHandle;
 use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Backoff, Client};
 use crate::config::{Config, Target};
-use crate::http::{About, Own, Site};
+use crate::http::{About, Gate, Own, Site, reload};
 use crate::poller::Poller;
 use crate::simulator::{Knobs, Simulator};
 use crate::snapshot::Published;
 use crate::telemetry::Telemetry;
+use crate::web_config::WebConfig;
 
 /// What the loop may take beyond a poll and an interval before it counts as stuck.
 const SLACK: Duration = Duration::from_secs(30);
@@ -129,12 +132,19 @@ async fn connect(
 }
 
 /// What a caller may bring besides the settings.
-#[derive(Default)]
 pub struct Options {
     /// Waits between tries; a test need not wait as long as an operator.
     pub backoff: Backoff,
     /// Who is to hear that the process does its work.
     pub watchdog: Option<Watchdog>,
+    /// How often the web config's files are looked at.
+    pub web_config_check: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { backoff: Backoff::default(), watchdog: None, web_config_check: reload::EVERY }
+    }
 }
 
 /// Hears regularly from a process that does its work, and nothing from one that does not.
@@ -155,7 +165,7 @@ pub async fn run(
     listeners: Vec<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let Options { backoff, watchdog } = options;
+    let Options { backoff, watchdog, web_config_check } = options;
     let telemetry = Arc::new(Telemetry::of_process());
     let Exporter { poller, published, _simulator } = Exporter::start(&config, backoff, &telemetry).await?;
     let site = Arc::new(Site {
@@ -166,13 +176,34 @@ pub async fn run(
         telemetry_path: config.web.telemetry_path.clone(),
         longest_silence: config.poll.timeout + config.poll.interval + SLACK,
     });
+    let settings = config.web_config.as_ref().map(|web| web.settings.clone()).unwrap_or_default();
+    let gate = Arc::new(Gate::new(settings, config.web.open_health));
+    let fresh = keep_fresh(&gate, config.web_config, &site.telemetry, web_config_check);
     let serving = async {
         tokio::select! {
-            () = http::serve(listeners, Arc::clone(&site), config.web.max_connections, shutdown) => {}
+            () = http::serve(listeners, Arc::clone(&site), Arc::clone(&gate), config.web.max_connections, shutdown) => {}
+            never = fresh => match never {},
             never = pat_while_healthy(&site, watchdog) => match never {},
         }
     };
     while_polling(tokio::spawn(poller.run()), serving).await
+}
+
+fn keep_fresh(
+    gate: &Arc<Gate>,
+    web_config: Option<WebConfig>,
+    telemetry: &Telemetry,
+    every: Duration,
+) -> impl Future<Output = Infallible> {
+    // Registered before anything is served, so that the first scrape has it.
+    let watched = web_config.map(|web_config| (web_config.files, telemetry.web_config_reload_success()));
+    let gate = Arc::clone(gate);
+    async move {
+        match watched {
+            Some((files, in_use)) => reload::keep_fresh(gate, files, every, in_use).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 async fn pat_while_healthy(site: &Site, watchdog: Option<Watchdog>) -> Infallible {

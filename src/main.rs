@@ -19,6 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 use zenlayer_exporter::api::wire::MAX_IDS;
 use zenlayer_exporter::config::{Command, Config, Flags, Log, Web};
+use zenlayer_exporter::web_config::Settings;
 use zenlayer_exporter::{Options, Watchdog, build_info, http};
 
 /// The command was used incorrectly (`EX_USAGE` of sysexits.h).
@@ -118,7 +119,8 @@ async fn check(config: Config) -> Result<(), String> {
 
 async fn healthcheck(web: &Web) -> Result<(), String> {
     for address in &web.listen {
-        let probed = tokio::time::timeout(HEALTHCHECK_TIMEOUT, http::probe::probe(address)).await;
+        let probed =
+            tokio::time::timeout(HEALTHCHECK_TIMEOUT, http::probe::probe(address, web.config_file.is_some())).await;
         probed
             .map_err(|_| format!("{address}: no answer within {HEALTHCHECK_TIMEOUT:?}"))?
             .map_err(|error| format!("{address}: {error}"))?;
@@ -147,12 +149,20 @@ fn announce(config: &Config, listeners: &[TcpListener]) {
         every = %interval,
         "zenlayer-exporter starts"
     );
+    let settings = config.web_config.as_ref().map(|web_config| &web_config.settings);
+    let has_tls = settings.is_some_and(Settings::has_tls);
+    let has_users = settings.is_some_and(Settings::has_users);
+    let scheme = if has_tls { "https" } else { "http" };
     for address in listeners.iter().filter_map(|listener| listener.local_addr().ok()) {
         let mut here = address;
         if here.ip().is_unspecified() {
             here.set_ip(Ipv4Addr::LOCALHOST.into());
         }
-        tracing::info!(%address, metrics = format!("http://{here}{}", config.web.telemetry_path), "listening");
+        let url = format!("{scheme}://{here}{}", config.web.telemetry_path);
+        tracing::info!(%address, metrics = url, "listening");
+    }
+    if has_users && !has_tls {
+        tracing::warn!("passwords go over the network in clear: give the web config a tls_server_config");
     }
 }
 

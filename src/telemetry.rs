@@ -178,6 +178,17 @@ impl Telemetry {
         self.http_requests.with_label_values(&[path, code]).inc();
     }
 
+    /// For a process with a web config: 1, until files that are not in use make it 0.
+    pub(crate) fn web_config_reload_success(&self) -> IntGauge {
+        let gauge = IntGauge::new(
+            "zenlayer_exporter_web_config_reload_success",
+            "Whether the web config's files as they are now are in use.",
+        );
+        let gauge = register(&self.registry, gauge);
+        gauge.set(1);
+        gauge
+    }
+
     /// All of it in the text format, as it is now.
     pub(crate) fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).expect("no registered family is empty")

@@ -3,6 +3,7 @@
 //! Invariant: each method gives the checked value, or notes what is wrong and gives `None`; nothing stops at the first
 //! mistake. It must not read the environment itself, nor open a socket.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::Url;
@@ -12,6 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use super::{Api, Command, Config, Flags, ListenAddress, Log, Poll, Target, Web, is_loopback};
 use crate::model::{self, Service, StatusSeries};
 use crate::shard::{MAX_SHARDS, Shard};
+use crate::web_config::WebConfig;
 
 const DEFAULT_ENDPOINT: &str = "https://console.zenlayer.com";
 const DEFAULT_INTERVAL: &str = "30s";
@@ -46,9 +48,18 @@ impl Check<'_> {
         let api = self.api(flags);
         let poll = self.poll(flags);
         let web = self.web(flags);
+        let web_config = self.web_config(flags);
         let status_series = self.choice("--metrics.status-series", &flags.metrics_status_series, &series);
         let log = self.log(flags);
-        Some(Config { target: target?, api: api?, poll: poll?, web: web?, status_series: status_series?, log: log? })
+        Some(Config {
+            target: target?,
+            api: api?,
+            poll: poll?,
+            web: web?,
+            web_config,
+            status_series: status_series?,
+            log: log?,
+        })
     }
 
     fn log(&mut self, flags: &Flags) -> Option<Log> {
@@ -80,7 +91,21 @@ impl Check<'_> {
             listen: listen.into_iter().collect::<Option<_>>()?,
             telemetry_path: telemetry_path?,
             max_connections: max_connections?,
+            config_file: flags.web_config_file.as_ref().map(PathBuf::from),
+            open_health: flags.web_open_health,
         })
+    }
+
+    /// Not part of `web`: a health check is not to fail for a file that the process it asks has not taken up. `None`
+    /// where none is given, too.
+    fn web_config(&mut self, flags: &Flags) -> Option<WebConfig> {
+        let read = WebConfig::read(Path::new(flags.web_config_file.as_ref()?));
+        read.map_err(|mistakes| {
+            for mistake in mistakes {
+                self.wrong::<()>("--web.config.file", &mistake);
+            }
+        })
+        .ok()
     }
 
     fn listen_address(&mut self, text: &str) -> Option<ListenAddress> {

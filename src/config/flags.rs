@@ -23,6 +23,16 @@ pub struct Flags {
     #[arg(value_name = "PATH", default_value = "/metrics")]
     pub web_telemetry_path: String,
 
+    /// TLS and basic auth, in the Prometheus exporter-toolkit's YAML; read again when it changes
+    #[arg(long = "web.config.file", env = "ZENLAYER_EXPORTER_WEB_CONFIG_FILE", hide_env = true)]
+    #[arg(value_name = "FILE")]
+    pub web_config_file: Option<String>,
+
+    /// Let /healthz and /readyz take no password, whatever --web.config.file says
+    #[arg(long = "web.open-health", env = "ZENLAYER_EXPORTER_WEB_OPEN_HEALTH", hide_env = true)]
+    #[arg(value_parser = FalseyValueParser::new())]
+    pub web_open_health: bool,
+
     /// Connections served at a time; one more is answered 503
     #[arg(long = "web.max-connections", env = "ZENLAYER_EXPORTER_WEB_MAX_CONNECTIONS", hide_env = true)]
     #[arg(value_name = "N", default_value = "256")]
@@ -163,6 +173,7 @@ impl Flags {
     /// An empty variable counts as none, as manifests that fill in variables leave it.
     pub(super) fn without_empty(mut self) -> Self {
         let optional = [
+            &mut self.web_config_file,
             &mut self.zenlayer_endpoint,
             &mut self.zenlayer_api_version,
             &mut self.zenlayer_access_key_id,

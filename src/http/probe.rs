@@ -1,14 +1,25 @@
 //! `--healthcheck`: asks the exporter that runs here, for containers without a shell.
 //!
-//! Invariant: anything but a 200 is an error with a reason. It must not know the process it asks.
+//! Invariant: an answer that says it is not healthy, or none, is an error with a reason. It must not know the process
+//! it asks, nor its passwords and keys: an answer that wants one is a sign of life.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientConfig, ResolvesClientCert};
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::config::ListenAddress;
 
@@ -17,7 +28,10 @@ use crate::config::ListenAddress;
 pub enum ProbeError {
     /// Nothing listens there.
     #[error("cannot connect: {0}: is the exporter running, with the same --web.listen-address?")]
-    Connect(#[from] io::Error),
+    Connect(io::Error),
+    /// What listens there speaks TLS, but not so that anybody could follow.
+    #[error("no TLS: {0}")]
+    Tls(io::Error),
     /// What listens there does not speak HTTP.
     #[error("no HTTP answer: {0}")]
     Http(#[from] hyper::Error),
@@ -26,13 +40,50 @@ pub enum ProbeError {
     Unhealthy(u16, String),
 }
 
-/// Asks `/healthz` of whatever listens on `address`.
+/// Asks `/healthz` of whatever listens on `address`, over TLS where it speaks that and `may_have_tls`.
 ///
 /// # Errors
-/// When the answer is anything but 200.
-pub async fn probe(address: &ListenAddress) -> Result<(), ProbeError> {
+/// When the answer is neither 200 nor that a password, a certificate or patience is needed.
+pub async fn probe(address: &ListenAddress, may_have_tls: bool) -> Result<(), ProbeError> {
+    if may_have_tls {
+        // Found out by trying, not read in the file: that may have changed in a way that the process cannot use.
+        let asked = Arc::new(Asked::default());
+        match probe_tls(address, &asked).await {
+            Err(ProbeError::Tls(error)) if is_plain(&error) => {}
+            // Having no certificate to show, this learns no more than that the process asks for one.
+            Err(ProbeError::Tls(_) | ProbeError::Http(_)) if asked.0.load(Ordering::Relaxed) => return Ok(()),
+            other => return other,
+        }
+    }
+    ask(connect(address).await?).await
+}
+
+async fn connect(address: &ListenAddress) -> Result<TcpStream, ProbeError> {
     let (host, port) = address.from_here();
-    let stream = TcpStream::connect((&*host, port)).await?;
+    TcpStream::connect((&*host, port)).await.map_err(ProbeError::Connect)
+}
+
+async fn probe_tls(address: &ListenAddress, asked: &Arc<Asked>) -> Result<(), ProbeError> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring has the cipher suites of TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_no_client_auth();
+    config.client_auth_cert_resolver = Arc::clone(asked) as Arc<dyn ResolvesClientCert>;
+    let stream = connect(address).await?;
+    let name = ServerName::try_from("localhost").expect("localhost is a name");
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(ProbeError::Tls)?;
+    ask(stream).await
+}
+
+/// Whether the other side answered with something that is not TLS.
+fn is_plain(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    matches!(cause, Some(Error::InvalidMessage(_)))
+}
+
+async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Result<(), ProbeError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::get("/healthz")
@@ -42,8 +93,64 @@ pub async fn probe(address: &ListenAddress) -> Result<(), ProbeError> {
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
-    if status == StatusCode::OK {
-        return Ok(());
+    match status {
+        StatusCode::OK | StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS => Ok(()),
+        _ => Err(ProbeError::Unhealthy(status.as_u16(), String::from_utf8_lossy(&body).trim_end().to_owned())),
     }
-    Err(ProbeError::Unhealthy(status.as_u16(), String::from_utf8_lossy(&body).trim_end().to_owned()))
+}
+
+/// Takes any certificate. The probe asks a process of its own machine, by an address the certificate need not name, and
+/// tells it nothing: whoever could stand in between could as well stop the process.
+#[derive(Debug)]
+struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        ring::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Has no certificate to show, and remembers whether one was asked for.
+#[derive(Debug, Default)]
+struct Asked(AtomicBool);
+
+impl ResolvesClientCert for Asked {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.store(true, Ordering::Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        // Nothing is asked of a resolver that has none.
+        true
+    }
 }

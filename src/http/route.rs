@@ -9,6 +9,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::Instant;
 
+use super::auth::Denial;
 use super::body::{Body, Parts};
 use super::own::{Format, Own};
 use super::page::{self, About, View};
@@ -53,6 +54,11 @@ pub(crate) fn route(method: &Method, path: &str, telemetry_path: &str) -> Route 
     }
 }
 
+/// Whether the path is one that probes ask for.
+pub(super) fn is_health(path: &str) -> bool {
+    ["/healthz", "/readyz"].contains(&path)
+}
+
 /// What is served, and from where.
 pub(crate) struct Site {
     /// What the poller published.
@@ -82,16 +88,39 @@ impl Site {
             Route::MethodNotAllowed => method_not_allowed(),
             Route::NotFound => not_found(&self.telemetry_path),
         };
-        let label = if route == Route::NotFound { OTHER } else { path };
-        self.telemetry.http_request(label, response.status().as_str());
+        self.count(path, route, &response);
         response
     }
 
-    /// Answers a request on a connection that is one too many: that the process is healthy, and nothing else. A probe
-    /// must not have it restarted for what its clients do.
-    pub(crate) fn refuse<B>(&self, request: &Request<B>) -> Response<Body> {
+    /// Says why a request is not answered, and counts it.
+    pub(crate) fn deny<B>(&self, request: &Request<B>, denial: Denial) -> Response<Body> {
         let path = request.uri().path();
-        let mut response = if route(request.method(), path, &self.telemetry_path) == Route::Healthy {
+        let response = match denial {
+            Denial::Unknown => unauthorized(),
+            Denial::Busy => {
+                let text = "too many passwords wait to be checked: try again\n";
+                answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
+            }
+            Denial::TooOften => {
+                let text = "too many requests: rate_limit of the web config allows no more\n";
+                answer(StatusCode::TOO_MANY_REQUESTS, TEXT, text.into())
+            }
+        };
+        self.count(path, route(request.method(), path, &self.telemetry_path), &response);
+        response
+    }
+
+    fn count(&self, path: &str, route: Route, response: &Response<Body>) {
+        let label = if route == Route::NotFound { OTHER } else { path };
+        self.telemetry.http_request(label, response.status().as_str());
+    }
+
+    /// Answers a request on a connection that is one too many: that the process is healthy, to who may know it, and
+    /// nothing else. A probe must not have it restarted for what its clients do.
+    pub(crate) fn refuse<B>(&self, request: &Request<B>, may_know: bool) -> Response<Body> {
+        let path = request.uri().path();
+        let asked = route(request.method(), path, &self.telemetry_path);
+        let mut response = if asked == Route::Healthy && may_know {
             self.healthy()
         } else {
             let text = "too many connections: close some, or raise --web.max-connections\n";
@@ -166,6 +195,14 @@ impl Site {
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         response
     }
+}
+
+fn unauthorized() -> Response<Body> {
+    let text = "a user name and password are needed here\n";
+    let mut response = answer(StatusCode::UNAUTHORIZED, TEXT, text.into());
+    let challenge = HeaderValue::from_static("Basic realm=\"zenlayer-exporter\", charset=\"UTF-8\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response
 }
 
 fn method_not_allowed() -> Response<Body> {

@@ -73,7 +73,7 @@ impl Exporter {
         let shutdown = async move {
             let _ = stopped.await;
         };
-        let options = Options { backoff, watchdog: None };
+        let options = Options { backoff, web_config_check: Duration::from_millis(20), ..Options::default() };
         let telemetry_path = config.web.telemetry_path.clone();
         let task = tokio::spawn(run(config, options, vec![listener], shutdown));
         Self { address, telemetry_path, stop: Some(stop), task }

@@ -1,0 +1,94 @@
+//! What stands before the routes: the web config in use, swapped whole when its files change.
+//!
+//! Invariant: a request or connection sees one configuration from its start to its end. It must not know how files
+//! are read.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hyper::header::HeaderMap;
+use tokio_rustls::TlsAcceptor;
+
+use super::auth::{Accounts, Checks, Denial, Limiter};
+use super::route;
+use crate::web_config::{Settings, Tls};
+
+/// Admits requests; open to all where no web config is given.
+#[derive(Default)]
+pub(crate) struct Gate {
+    in_use: RwLock<Arc<InUse>>,
+    checks: Checks,
+    /// Health is no secret and takes no password.
+    open_health: bool,
+}
+
+/// One configuration, with what is remembered under it.
+#[derive(Default)]
+struct InUse {
+    settings: Settings,
+    accounts: Option<Arc<Accounts>>,
+    limiter: Option<Arc<Limiter>>,
+}
+
+impl Gate {
+    pub(crate) fn new(settings: Settings, open_health: bool) -> Self {
+        let gate = Self { open_health, ..Self::default() };
+        gate.swap(settings);
+        gate
+    }
+
+    /// Puts other settings in use. What is remembered stays where it still holds.
+    pub(super) fn swap(&self, settings: Settings) {
+        let old = self.in_use();
+        let kept_accounts = old.accounts.clone().filter(|accounts| *accounts.users() == settings.users);
+        let kept_limiter = old.limiter.clone().filter(|_| old.settings.rate_limit == settings.rate_limit);
+        let next = InUse {
+            accounts: kept_accounts.or_else(|| Accounts::new(settings.users.clone()).map(Arc::new)),
+            limiter: kept_limiter.or_else(|| settings.rate_limit.map(|limit| Arc::new(Limiter::new(limit)))),
+            settings,
+        };
+        *self.in_use.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+    }
+
+    /// What would be lost if `next` were used instead.
+    pub(super) fn lost_in(&self, next: &Settings) -> Option<&'static str> {
+        self.in_use().settings.lost_in(next)
+    }
+
+    /// What a new connection has to speak; `None` is plain HTTP. A refused one gets one answer in HTTP/1.1.
+    pub(super) fn tls(&self, refused: bool) -> Option<TlsAcceptor> {
+        let in_use = self.in_use();
+        let Tls { offered, http1, .. } = in_use.settings.tls.as_ref()?;
+        Some(TlsAcceptor::from(Arc::clone(if refused { http1 } else { offered })))
+    }
+
+    /// Whether the request may be answered.
+    pub(super) async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<(), Denial> {
+        if self.open_health && route::is_health(path) {
+            return Ok(());
+        }
+        let in_use = self.in_use();
+        if let Some(limiter) = &in_use.limiter {
+            limiter.take()?;
+        }
+        match &in_use.accounts {
+            Some(accounts) => accounts.admit(headers, &self.checks).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the request may be answered, as far as that takes no time to find out.
+    pub(super) fn admits_at_once(&self, path: &str, headers: &HeaderMap) -> bool {
+        let is_open = self.open_health && route::is_health(path);
+        is_open || self.in_use().accounts.as_ref().is_none_or(|accounts| accounts.remembers(headers))
+    }
+
+    /// Adds the headers that every answer is to have.
+    pub(super) fn add_headers(&self, headers: &mut HeaderMap) {
+        headers.extend(self.in_use().settings.headers.clone());
+    }
+
+    fn in_use(&self) -> Arc<InUse> {
+        // What is behind the lock is put there whole.
+        Arc::clone(&self.in_use.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}

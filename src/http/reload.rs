@@ -1,0 +1,71 @@
+//! The web config's files, looked at again and again, and put in use when they changed.
+//!
+//! Invariant: what does not work is never put in use, and is told once. It must not know what the settings are for.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::IntGauge;
+
+use super::gate::Gate;
+use crate::web_config::{Files, Fingerprint, Reading};
+
+/// How often the files are looked at. A change is used once it has stood still for as long, since certificate and key
+/// are not written at one moment.
+pub(crate) const EVERY: Duration = Duration::from_secs(2);
+
+/// Reads the files again when they change, for ever. `in_use` is 1 while the files as they are are in use.
+pub(crate) async fn keep_fresh(gate: Arc<Gate>, files: Files, every: Duration, in_use: IntGauge) -> Infallible {
+    let mut watched = Watched { seen: files.fingerprint, tried: files };
+    loop {
+        tokio::time::sleep(every).await;
+        let looked = tokio::task::spawn_blocking(move || {
+            let reading = watched.look();
+            (watched, reading)
+        });
+        let reading;
+        (watched, reading) = looked.await.expect("reading files does not panic");
+        if let Some(reading) = reading {
+            in_use.set(put_in_use(&gate, reading).into());
+        }
+    }
+}
+
+fn put_in_use(gate: &Gate, reading: Reading) -> bool {
+    let refused = match reading.settings {
+        Ok(settings) => match gate.lost_in(&settings) {
+            None => {
+                gate.swap(settings);
+                tracing::info!("the web config changed and is in use");
+                return true;
+            }
+            Some(lost) => format!("{lost}, which takes a restart"),
+        },
+        Err(mistakes) => mistakes.join("; "),
+    };
+    tracing::error!(error = refused, "the web config changed and cannot be used: the old one stays");
+    false
+}
+
+struct Watched {
+    /// What was last tried, whatever came of it.
+    tried: Files,
+    /// What was there at the last look.
+    seen: Fingerprint,
+}
+
+impl Watched {
+    /// A reading, where there is something new that stood still since the last look.
+    fn look(&mut self) -> Option<Reading> {
+        let now = Fingerprint::of(&self.tried.paths);
+        let stood_still = std::mem::replace(&mut self.seen, now) == now;
+        if now == self.tried.fingerprint || !stood_still {
+            return None;
+        }
+        let reading = Reading::of(&self.tried.paths[0]);
+        self.tried = reading.files.clone();
+        self.seen = self.tried.fingerprint;
+        Some(reading)
+    }
+}

@@ -1,0 +1,106 @@
+//! Who may ask: names and the bcrypt hashes of their passwords.
+//!
+//! Invariant: a hash that is kept can be checked in bearable time. It must not know requests.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine;
+use subtle::ConstantTimeEq;
+
+/// A check at cost 17 takes about ten seconds, longer than a scrape waits; each step doubles it.
+const HIGHEST_COST: u32 = 17;
+const LOWEST_COST: u32 = 4;
+/// What bcrypt looks at of a password, its closing NUL included.
+const LONGEST_PASSWORD: usize = 72;
+
+/// Names with their hashes.
+pub(crate) type Users = BTreeMap<String, Hash>;
+
+/// A bcrypt hash, `$2y$10$…`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hash {
+    pub(crate) cost: u32,
+    salt: [u8; 16],
+    pub(crate) digest: [u8; 23],
+}
+
+impl Hash {
+    /// # Errors
+    /// What is wrong with it, without any of it.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        const NO_HASH: &str = "is no bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'";
+        let parts = || {
+            let rest = ["$2a$", "$2b$", "$2y$"].iter().find_map(|prefix| text.strip_prefix(prefix))?;
+            let (cost, rest) = rest.split_once('$')?;
+            let two_digits = cost.len() == 2 && cost.bytes().all(|byte| byte.is_ascii_digit());
+            let (salt, digest) = rest.split_at_checked(22).filter(|(_, digest)| two_digits && digest.len() == 31)?;
+            let salt = bcrypt::BASE_64.decode(salt).ok()?.try_into().ok()?;
+            let digest = bcrypt::BASE_64.decode(digest).ok()?.try_into().ok()?;
+            Some(Self { cost: cost.parse().ok()?, salt, digest })
+        };
+        let hash = parts().ok_or(NO_HASH)?;
+        match hash.cost {
+            LOWEST_COST..=HIGHEST_COST => Ok(hash),
+            cost if cost > HIGHEST_COST => {
+                Err(format!("has cost {cost}, which takes longer to check than a scrape waits: make one with 10 to 12"))
+            }
+            _ => Err(NO_HASH.to_owned()),
+        }
+    }
+
+    /// Takes as long as the cost says, whatever the password.
+    pub(crate) fn matches(&self, password: &[u8]) -> bool {
+        let mut key = zeroize::Zeroizing::new([0; LONGEST_PASSWORD]);
+        let length = password.len().min(LONGEST_PASSWORD);
+        key[..length].copy_from_slice(&password[..length]);
+        let digest = bcrypt::bcrypt(self.cost, self.salt, &key[..LONGEST_PASSWORD.min(length + 1)]);
+        digest[..23].ct_eq(&self.digest).into()
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `pass word` by another implementation, at cost 4.
+    const VECTOR: &str = "$2b$04$6fUXTI6kNlhkN9wUwXzs9eb75kMIAWENvwjspzOsUoEMkSMzJNJpe";
+
+    #[test]
+    fn a_hash_of_another_implementation_is_checked() {
+        for prefix in ["$2a$", "$2b$", "$2y$"] {
+            let hash = Hash::parse(&VECTOR.replace("$2b$", prefix)).unwrap();
+            assert!(hash.matches(b"pass word"));
+            assert!(!hash.matches(b"pass worD"));
+            assert!(!hash.matches(b""));
+        }
+    }
+
+    #[test]
+    fn the_longest_password_is_checked_as_far_as_bcrypt_looks() {
+        let hash = Hash::parse("$2b$04$9XGd2fM1TWfPQe3fvaTCleeEzH34s9nnt1HxglvdBBFTzsVqpFKZS").unwrap();
+        assert!(hash.matches(&[b'x'; 72]));
+        assert!(hash.matches(&[b'x'; 100]));
+        assert!(!hash.matches(&[b'x'; 71]));
+    }
+
+    #[test]
+    fn what_is_no_hash_is_refused_without_being_shown() {
+        let no_hash = "is no bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'";
+        let cut = &VECTOR[..59];
+        let cost = |cost| VECTOR.replacen("$04$", cost, 1);
+        for text in ["", "secret", "$2b$04$", cut, &cost("$03$"), &cost("$+4$"), &cost("$4$"), "$2b$04$é"] {
+            assert_eq!(Hash::parse(text).unwrap_err(), no_hash, "{text}");
+        }
+        assert!(Hash::parse(&cost("$17$")).is_ok());
+        let too_much = "has cost 18, which takes longer to check than a scrape waits: make one with 10 to 12";
+        assert_eq!(Hash::parse(&cost("$18$")).unwrap_err(), too_much);
+        assert_eq!(format!("{:?}", Hash::parse(VECTOR).unwrap()), "[redacted]");
+    }
+}
