@@ -1,0 +1,185 @@
+//! Basic auth and the rate limit over real sockets.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::web::{basic, hash, hash_at};
+use common::{Exporter, Metrics, Reply, config_of, request};
+use hyper::Method;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use zenlayer_exporter::config::ListenAddress;
+use zenlayer_exporter::http::probe::probe;
+
+/// An exporter behind a web config without TLS.
+struct Guarded {
+    exporter: Exporter,
+    file: PathBuf,
+    _folder: TempDir,
+}
+
+impl Guarded {
+    async fn start(web_config: &str, flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("web.yml");
+        fs::write(&file, web_config).unwrap();
+        let flag = format!("--web.config.file={}", file.display());
+        let exporter = Exporter::start(config_of(&[&["--demo=5", &*flag], flags].concat(), &[])).await;
+        Self { exporter, file, _folder: folder }
+    }
+
+    async fn get(&self, path: &str, authorization: &str) -> Reply {
+        request(self.exporter.address, Method::GET, path, &[("authorization", authorization)]).await
+    }
+
+    async fn status(&self, path: &str, authorization: &str) -> u16 {
+        self.get(path, authorization).await.status
+    }
+}
+
+fn users(users: &[(&str, &str)]) -> String {
+    users.iter().fold("basic_auth_users:\n".to_owned(), |text, (user, hash)| format!("{text}  {user}: {hash}\n"))
+}
+
+#[tokio::test]
+async fn only_a_user_with_the_right_password_is_answered() {
+    let guarded = Guarded::start(&users(&[("alice", &hash("in wonder:land", 1)), ("bob", &hash("b", 2))]), &[]).await;
+    for path in ["/", "/metrics", "/healthz", "/readyz", "/nothing"] {
+        let bare = guarded.exporter.get(path).await;
+        assert_eq!(bare.status, 401, "{path}");
+        assert_eq!(
+            bare.header("www-authenticate"),
+            Some("Basic realm=\"zenlayer-exporter\", charset=\"UTF-8\""),
+            "{path}"
+        );
+        assert_eq!(bare.text(), "a user name and password are needed here\n");
+    }
+    let right = basic("alice", "in wonder:land");
+    for _ in 0..2 {
+        assert_eq!(guarded.status("/metrics", &right).await, 200, "checked, then remembered");
+        assert_eq!(guarded.status("/metrics", &right.replacen("Basic", "bAsIC", 1)).await, 200);
+        assert_eq!(guarded.status("/metrics", &basic("bob", "b")).await, 200);
+        for wrong in [
+            &*basic("alice", "b"),
+            &basic("bob", "in wonder:land"),
+            &basic("alice", ""),
+            &basic("carol", "in wonder:land"),
+            &basic("", ""),
+            &right.replacen("Basic", "Bearer", 1),
+            "Basic",
+            "Basic !",
+            "Basic YWxpY2U=",
+        ] {
+            assert_eq!(guarded.status("/metrics", wrong).await, 401, "{wrong}");
+        }
+    }
+    // Once for each above.
+    let expected = [("/metrics", 19.0), ("/healthz", 1.0), ("other", 1.0)];
+    let deadline = tokio::time::Instant::now() + common::PATIENCE;
+    loop {
+        let metrics = Metrics::parse(guarded.get("/metrics", &right).await.text());
+        let refused = |path| metrics.value("zenlayer_exporter_http_requests_total", &[("path", path), ("code", "401")]);
+        if expected.iter().all(|(path, count)| refused(path) == Some(*count)) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{}", metrics.text);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn health_is_open_where_it_is_so_set() {
+    let guarded = Guarded::start(&users(&[("alice", &hash("a", 1))]), &["--web.open-health"]).await;
+    assert_eq!(guarded.exporter.get("/healthz").await.status, 200);
+    assert_ne!(guarded.exporter.get("/readyz").await.status, 401);
+    assert_eq!(guarded.exporter.get("/metrics").await.status, 401);
+    assert_eq!(guarded.exporter.get("/").await.status, 401);
+}
+
+#[tokio::test]
+async fn a_health_check_takes_a_challenge_for_a_sign_of_life() {
+    let guarded = Guarded::start(&users(&[("alice", &hash("a", 1))]), &[]).await;
+    let address = ListenAddress::Host(guarded.exporter.address.ip().to_string(), guarded.exporter.address.port());
+    probe(&address, true).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_too_many_does_not_tell_a_stranger_more() {
+    let guarded = Guarded::start(&users(&[("alice", &hash("a", 1))]), &["--web.max-connections=1"]).await;
+    let right = basic("alice", "a");
+    assert_eq!(guarded.status("/metrics", &right).await, 200);
+    let _only = tokio::net::TcpStream::connect(guarded.exporter.address).await.unwrap();
+    // The place of the request above may be free a moment later only.
+    let deadline = tokio::time::Instant::now() + common::PATIENCE;
+    while guarded.status("/metrics", &right).await != 503 {
+        assert!(tokio::time::Instant::now() < deadline);
+    }
+    assert_eq!(guarded.status("/healthz", &right).await, 200, "a probe with a password is told");
+    assert_eq!(guarded.status("/healthz", &basic("alice", "b")).await, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_wrong_passwords_does_not_keep_out_one_that_is_remembered() {
+    // Slow enough that those in the storm wait on each other for longer than all the right requests take.
+    let guarded = Guarded::start(&users(&[("alice", &hash_at(8, "a", 1))]), &["--web.max-connections=1000"]).await;
+    let right = basic("alice", "a");
+    assert_eq!(guarded.status("/metrics", &right).await, 200);
+    let address = guarded.exporter.address;
+    let mut storm = JoinSet::new();
+    for number in 0..200 {
+        let wrong = basic(["alice", "nobody"][number % 2], &format!("wrong {number}"));
+        storm
+            .spawn(async move { request(address, Method::GET, "/metrics", &[("authorization", &wrong)]).await.status });
+    }
+    let first = storm.join_next().await.unwrap().unwrap();
+    for _ in 0..20 {
+        assert_eq!(guarded.status("/metrics", &right).await, 200);
+    }
+    assert!(!storm.is_empty(), "the storm was over too soon to show anything");
+    let mut statuses = storm.join_all().await;
+    statuses.push(first);
+    assert!(statuses.iter().all(|status| [401, 503].contains(status)), "{statuses:?}");
+    assert!(statuses.contains(&503), "no more wait than are worth it");
+    assert!(statuses.contains(&401));
+}
+
+#[tokio::test]
+async fn who_was_remembered_and_is_gone_is_forgotten() {
+    let guarded = Guarded::start(&users(&[("alice", &hash("a", 1)), ("bob", &hash("b", 2))]), &[]).await;
+    let (alice, bob) = (basic("alice", "a"), basic("bob", "b"));
+    assert_eq!((guarded.status("/", &alice).await, guarded.status("/", &bob).await), (200, 200));
+    fs::write(&guarded.file, users(&[("alice", &hash("new", 3))])).unwrap();
+    let deadline = tokio::time::Instant::now() + common::PATIENCE;
+    while guarded.status("/", &bob).await != 401 {
+        assert!(tokio::time::Instant::now() < deadline, "bob is still let in");
+    }
+    assert_eq!(guarded.status("/", &alice).await, 401, "her old password");
+    assert_eq!(guarded.status("/", &basic("alice", "new")).await, 200);
+}
+
+#[tokio::test]
+async fn no_more_requests_are_answered_than_the_rate_limit_allows() {
+    let limit = "rate_limit: {interval: 1h, burst: 3}\n";
+    let guarded = Guarded::start(limit, &["--web.open-health"]).await;
+    let mut statuses = Vec::new();
+    for _ in 0..5 {
+        statuses.push(guarded.exporter.get("/nothing").await.status);
+    }
+    assert_eq!(statuses, [404, 404, 404, 429, 429]);
+    assert_eq!(guarded.exporter.get("/healthz").await.status, 200, "a probe is not to pay for what others ask");
+    // Other headers, the same limit: what is used up stays so.
+    fs::write(&guarded.file, format!("{limit}http_server_config: {{headers: {{X-Frame-Options: deny}}}}\n")).unwrap();
+    let deadline = tokio::time::Instant::now() + common::PATIENCE;
+    loop {
+        let reply = guarded.exporter.get("/nothing").await;
+        assert_eq!(reply.status, 429);
+        if reply.header("x-frame-options").is_some() {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "the file is not read again");
+    }
+}
