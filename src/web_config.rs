@@ -214,3 +214,249 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    const TLS: &str = "tls_server_config: {cert_file: cert, key_file: key";
+    const HASH: &str = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG";
+
+    /// Files by name: a certificate with its key, and another's key.
+    fn files() -> BTreeMap<&'static str, String> {
+        let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let certificate = CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        BTreeMap::from([
+            ("cert", certificate.pem()),
+            ("key", key.serialize_pem()),
+            ("other.key", other.serialize_pem()),
+            ("text", "no PEM\n".to_owned()),
+        ])
+    }
+
+    fn read(text: &str) -> Result<Settings, Vec<String>> {
+        let files = files();
+        parse(text.as_bytes(), &mut |name| {
+            files.get(name).map(|text| text.clone().into_bytes()).ok_or_else(|| format!("{name} cannot be read: gone"))
+        })
+    }
+
+    fn mistakes(text: &str) -> Vec<String> {
+        read(text).unwrap_err()
+    }
+
+    #[test]
+    fn a_file_may_say_nothing() {
+        for text in
+            ["", "# nothing\n", "tls_server_config:\nbasic_auth_users:\n", "tls_server_config: {cert_file: ~}\n"]
+        {
+            let settings = read(text).unwrap();
+            assert!(!settings.has_tls() && !settings.has_users() && settings.rate_limit.is_none(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn all_that_the_toolkit_documents_is_read() {
+        let files = files();
+        let inline = |name: &str| files[name].replace('\n', "\n    ");
+        let (certificate, key) = (inline("cert"), inline("key"));
+        let text = format!(
+            "tls_server_config:\n  cert: |\n    {certificate}\n  key: |\n    {key}\n  client_ca: |\n    {certificate}\n\
+             \x20 client_auth_type: RequireAndVerifyClientCert\n  client_allowed_sans: [a.example]\n\
+             \x20 min_version: TLS12\n  max_version: TLS13\n\
+             \x20 cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_AES_128_GCM_SHA256]\n\
+             \x20 prefer_server_cipher_suites: false\n  curve_preferences: [CurveP256, X25519]\n\
+             http_server_config:\n  http2: false\n  headers:\n    Content-Security-Policy: default-src 'self'\n\
+             \x20   X-Frame-Options: sameorigin\n    X-Content-Type-Options: nosniff\n    X-XSS-Protection: 0\n\
+             \x20   Strict-Transport-Security: ''\n\
+             basic_auth_users:\n  alice: {HASH}\n\
+             rate_limit: {{interval: 100ms, burst: 20}}\n"
+        );
+        let settings = read(&text).unwrap();
+        let Tls { offered, needs_client, .. } = settings.tls.unwrap();
+        assert!(needs_client && !offered.ignore_client_order);
+        assert_eq!(offered.alpn_protocols, [b"http/1.1"]);
+        let provider = offered.crypto_provider();
+        let suites: Vec<_> = provider.cipher_suites.iter().map(|suite| suite.suite().as_str().unwrap()).collect();
+        assert_eq!(suites, ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS13_AES_128_GCM_SHA256"]);
+        let groups: Vec<_> = provider.kx_groups.iter().map(|group| group.name()).collect();
+        assert_eq!(groups, [rustls::NamedGroup::secp256r1, rustls::NamedGroup::X25519]);
+        assert_eq!(settings.headers.len(), 4, "blank is unset: {:?}", settings.headers);
+        assert_eq!(settings.headers["x-xss-protection"], "0");
+        assert_eq!(settings.users.keys().collect::<Vec<_>>(), ["alice"]);
+        assert_eq!(settings.rate_limit, Some(RateLimit { interval: Duration::from_millis(100), burst: 20 }));
+    }
+
+    #[test]
+    fn every_mistake_is_named_with_its_line() {
+        let text = "\
+tls_server_config:
+  cert_file: gone
+  key_file: text
+  client_auth_type: Always
+  min_version: TLS10
+  max_version: TLS14
+  cipher_suites: [TLS_RSA_WITH_RC4_128_SHA, TLS_AES_128_GCM_SHA256]
+  curve_preferences: [CurveP521]
+  prefer_server_cipher_suites: perhaps
+  cert_flie: x
+http_server_config:
+  http2: 2
+  headers:
+    X-Frame-Options: allow
+    Server: me
+basic_auth_users:
+  alice: password
+  'b:b': $2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG
+rate_limit:
+  interval: often
+  burst: -1
+web: {}
+";
+        let expected = [
+            "line 22: web: is no key: there are tls_server_config, http_server_config, basic_auth_users, rate_limit",
+            "line 12: http_server_config.http2: \"2\" is neither true nor false",
+            "line 15: http_server_config.headers.Server: is no key: there are Content-Security-Policy, X-Frame-Options, \
+             X-Content-Type-Options, X-XSS-Protection, Strict-Transport-Security",
+            "line 14: http_server_config.headers.X-Frame-Options: \"allow\" is none of deny, sameorigin",
+            "line 10: tls_server_config.cert_flie: is no key: there are cert, key, client_ca, cert_file, key_file, \
+             client_auth_type, client_ca_file, client_allowed_sans, min_version, max_version, cipher_suites, \
+             prefer_server_cipher_suites, curve_preferences",
+            "line 2: tls_server_config.cert_file: gone cannot be read: gone",
+            "line 3: tls_server_config.key_file: has no private key: give PEM that is not encrypted",
+            "line 7: tls_server_config.cipher_suites: \"TLS_RSA_WITH_RC4_128_SHA\" is not to be had here: there are \
+             TLS_AES_256_GCM_SHA384, TLS_AES_128_GCM_SHA256, TLS_CHACHA20_POLY1305_SHA256, \
+             TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, \
+             TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, \
+             TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+            "line 8: tls_server_config.curve_preferences: \"CurveP521\" is not to be had here: there are X25519, \
+             CurveP256, CurveP384",
+            "line 5: tls_server_config.min_version: TLS10 is broken and not served: give TLS12 or TLS13",
+            "line 6: tls_server_config.max_version: \"TLS14\" is none of TLS12, TLS13",
+            "line 9: tls_server_config.prefer_server_cipher_suites: \"perhaps\" is neither true nor false",
+            "line 4: tls_server_config.client_auth_type: \"Always\" is none of NoClientCert, RequestClientCert, \
+             RequireAnyClientCert, RequireClientCert, VerifyClientCertIfGiven, RequireAndVerifyClientCert",
+            "line 17: basic_auth_users.alice: is no bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'",
+            "line 18: basic_auth_users.b:b: has a colon or a control character",
+            "line 20: rate_limit.interval: \"often\" is no duration: give one like 100ms",
+            "line 21: rate_limit.burst: \"-1\" is no whole number that is not negative",
+        ];
+        assert_eq!(mistakes(text), expected);
+    }
+
+    #[test]
+    fn what_would_not_do_what_it_says_is_refused() {
+        let cases = [
+            (format!("{TLS}, key: x}}"), "tls_server_config.key: is given beside key_file: leave one out"),
+            (
+                "tls_server_config: {cert_file: cert}".to_owned(),
+                "tls_server_config: key_file is missing: without a key there is no TLS",
+            ),
+            (
+                "tls_server_config: {key_file: key}".to_owned(),
+                "tls_server_config: cert_file is missing: without a certificate there is no TLS",
+            ),
+            (
+                "tls_server_config: {cert_file: cert, key_file: other.key}".to_owned(),
+                "tls_server_config: the certificate and the key do not belong together",
+            ),
+            (
+                format!("{TLS}, min_version: TLS13, max_version: TLS12}}"),
+                "tls_server_config.max_version: is lower than min_version",
+            ),
+            (
+                format!("{TLS}, max_version: TLS12, cipher_suites: [TLS_AES_128_GCM_SHA256]}}"),
+                "tls_server_config: cipher_suites has none for min_version to max_version",
+            ),
+            (
+                format!("{TLS}, client_auth_type: RequireAndVerifyClientCert}}"),
+                "tls_server_config: client_ca_file is missing: it says who signs the clients' certificates",
+            ),
+            (
+                format!("{TLS}, client_ca_file: cert}}"),
+                "tls_server_config.client_ca_file: verifies nobody with this client_auth_type: give \
+                 RequireAndVerifyClientCert, or leave it out",
+            ),
+            (
+                format!("{TLS}, client_ca_file: text, client_auth_type: VerifyClientCertIfGiven}}"),
+                "tls_server_config.client_ca_file: has no certificate: give PEM",
+            ),
+            (
+                format!("{TLS}, client_allowed_sans: [a]}}"),
+                "tls_server_config.client_allowed_sans: needs client_auth_type RequireAndVerifyClientCert or \
+                 RequireAnyClientCert",
+            ),
+            (
+                format!("{TLS}, client_auth_type: RequireAnyClientCert, client_allowed_sans: []}}"),
+                "tls_server_config.client_allowed_sans: is empty, so nobody could connect: name who may, or leave it out",
+            ),
+            (
+                "rate_limit: {interval: 1s}".to_owned(),
+                "rate_limit.burst: is missing or 0, which would refuse every request",
+            ),
+            ("basic_auth_users: [alice]".to_owned(), "basic_auth_users: is no mapping of names to bcrypt hashes"),
+            (
+                "http_server_config: {headers: {X-XSS-Protection: \"a\\nb\"}}".to_owned(),
+                "http_server_config.headers.X-XSS-Protection: has characters that no header has",
+            ),
+            ("- tls_server_config".to_owned(), "the file: is no mapping of keys to values"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(mistakes(&text), [format!("line 1: {expected}")], "{text}");
+        }
+        assert_eq!(parse(b"\xff", &mut |_| Ok(Vec::new())).unwrap_err(), ["is not UTF-8"]);
+    }
+
+    #[test]
+    fn a_change_that_takes_protection_away_is_seen() {
+        let client = format!("{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: cert}}");
+        let (plain, tls, client) = (read("").unwrap(), read(&format!("{TLS}}}")).unwrap(), read(&client).unwrap());
+        let users = read(&format!("basic_auth_users: {{a: {HASH}}}")).unwrap();
+        assert_eq!(tls.lost_in(&plain), Some("turns TLS off"));
+        assert_eq!(plain.lost_in(&tls), Some("turns TLS on"));
+        assert_eq!(users.lost_in(&plain), Some("turns passwords off"));
+        assert_eq!(client.lost_in(&tls), Some("no longer requires client certificates"));
+        for (from, to) in [(&plain, &users), (&tls, &client), (&tls, &tls), (&plain, &plain)] {
+            assert_eq!(from.lost_in(to), None);
+        }
+    }
+
+    #[test]
+    fn names_are_relative_to_the_file_and_what_is_no_file_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.yml");
+        std::fs::write(&path, format!("{TLS}}}\n")).unwrap();
+        std::fs::create_dir(folder.path().join("key")).unwrap();
+        std::fs::write(folder.path().join("cert"), &files()["cert"]).unwrap();
+        let (web, key) = (path.display(), folder.path().join("key"));
+        let expected =
+            [format!("{web}: line 1: tls_server_config.key_file: {} cannot be read: is no file", key.display())];
+        assert_eq!(WebConfig::read(&path).unwrap_err(), expected);
+        std::fs::remove_dir(&key).unwrap();
+        std::fs::write(&key, "x".repeat((1 << 20) + 1)).unwrap();
+        let expected = [format!(
+            "{web}: line 1: tls_server_config.key_file: {} cannot be read: is larger than 1 MiB",
+            key.display()
+        )];
+        assert_eq!(WebConfig::read(&path).unwrap_err(), expected);
+        let gone = folder.path().join("gone.yml");
+        let expected = [format!("{} cannot be read: No such file or directory (os error 2)", gone.display())];
+        assert_eq!(WebConfig::read(&gone).unwrap_err(), expected);
+    }
+
+    #[test]
+    fn no_secret_is_printed() {
+        let settings = read(&format!("{TLS}}}\nbasic_auth_users: {{alice: {HASH}}}\n")).unwrap();
+        let printed = format!("{settings:?}");
+        assert!(printed.contains("alice") && !printed.contains("X0h1gDsPsz"), "{printed}");
+        let key = files()["key"].lines().nth(1).unwrap().to_owned();
+        for text in [format!("tls_server_config: {{key: [{key}]}}"), format!("tls_server_config: {{key: \"{key}")] {
+            let said = mistakes(&text).join("\n");
+            assert!(!said.contains(&key), "{said}");
+        }
+    }
+}

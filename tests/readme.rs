@@ -68,7 +68,10 @@ fn the_flags_are_those_of_the_code_with_their_defaults() {
 #[tokio::test]
 async fn the_metrics_are_those_of_the_code_with_their_types_and_labels() {
     let simulator = Simulator::start(Knobs::still(Service::Vm, 2)).await.unwrap();
-    let exporter = Exporter::ready(config(&simulator, &[])).await;
+    // There is a metric about the web config where there is one, though it asks for nothing.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let web_config = format!("--web.config.file={}", file.path().display());
+    let exporter = Exporter::ready(config(&simulator, &[&web_config])).await;
     let metrics = exporter.metrics().await;
     let served: BTreeSet<_> = metrics
         .text
@@ -89,6 +92,8 @@ async fn the_metrics_are_those_of_the_code_with_their_types_and_labels() {
         })
         .collect();
     assert_eq!(documented, served);
+    let without = Exporter::ready(config(&simulator, &[])).await.metrics().await;
+    assert_eq!(without.count("zenlayer_exporter_web_config_reload_success"), 0);
 }
 
 #[tokio::test]

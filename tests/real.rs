@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod common;
+#[path = "real/web.rs"]
+mod web;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -214,10 +216,14 @@ struct Prometheus {
 
 impl Prometheus {
     async fn scraping(target: SocketAddr) -> Self {
-        let home = tempfile::tempdir().unwrap();
+        Self::running(tempfile::tempdir().unwrap(), target, "").await
+    }
+
+    /// `how` is what the job has besides its target; `home` holds the files it names.
+    async fn running(home: TempDir, target: SocketAddr, how: &str) -> Self {
         let settings = format!(
             "global: {{scrape_interval: 1s}}\n\
-             scrape_configs: [{{job_name: zenlayer, static_configs: [{{targets: ['{target}']}}]}}]\n"
+             scrape_configs: [{{job_name: zenlayer, {how} static_configs: [{{targets: ['{target}']}}]}}]\n"
         );
         fs::write(home.path().join("prometheus.yml"), settings).unwrap();
         let address = free_address();

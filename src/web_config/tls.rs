@@ -74,9 +74,9 @@ impl Check<'_> {
         let provider = self.provider(&mut fields);
         let versions = self.versions(&mut fields);
         let server_order = self.switch(&mut fields, "prefer_server_cipher_suites", true);
-        let (provider, versions) = (Arc::new(provider?), versions?);
-        let client = self.client(&mut fields, &provider);
+        let client = self.client(&mut fields);
         let (chain, key, server_order, client) = (chain?, key?, server_order?, client.ok()?);
+        let (provider, versions) = (Arc::new(provider?), versions?);
         let needs_client = client.as_ref().is_some_and(|client| client.mandatory);
         let Ok(builder) = ServerConfig::builder_with_provider(provider).with_protocol_versions(&versions) else {
             return self.wrong(line, PATH, "cipher_suites has none for min_version to max_version");
@@ -147,30 +147,36 @@ impl Check<'_> {
     }
 
     fn provider(&mut self, fields: &mut Fields) -> Option<CryptoProvider> {
-        let mut provider = ring::default_provider();
-        let suites = self.texts(fields, "cipher_suites").unwrap_or_default();
-        let all = std::mem::take(&mut provider.cipher_suites);
-        let chosen = self.chosen("cipher_suites", suites, |name| {
-            all.iter()
-                .find(|suite| go_name(**suite) == name)
-                .copied()
-                .ok_or_else(|| all.iter().map(|suite| go_name(*suite)).collect())
-        });
+        let suites = self.suites(fields);
+        let curves = self.curves(fields);
+        Some(CryptoProvider { cipher_suites: suites?, kx_groups: curves?, ..ring::default_provider() })
+    }
+
+    /// In the order in which they are preferred.
+    fn suites(&mut self, fields: &mut Fields) -> Option<Vec<SupportedCipherSuite>> {
+        let all = ring::default_provider().cipher_suites;
+        let names = self.texts(fields, "cipher_suites").unwrap_or_default();
+        let chosen = self.chosen("cipher_suites", names, |name| {
+            let found = all.iter().find(|suite| go_name(**suite) == name).copied();
+            found.ok_or_else(|| all.iter().map(|suite| go_name(*suite)).collect())
+        })?;
+        if chosen.is_empty() {
+            return Some(all);
+        }
         // As in Go, a list that names none of TLS 1.3 leaves these as they are.
         let is_tls13 = |suite: &SupportedCipherSuite| suite.version().version == ProtocolVersion::TLSv1_3;
-        let chosen = chosen?;
-        let keeps_all = |tls13: bool| chosen.is_empty() || (tls13 && !chosen.iter().any(is_tls13));
-        provider.cipher_suites = all.into_iter().filter(|suite| keeps_all(is_tls13(suite))).collect();
-        provider.cipher_suites.extend(chosen.iter().filter(|_| !keeps_all(false)));
-        let curves = self.texts(fields, "curve_preferences").unwrap_or_default();
-        let chosen = self.chosen("curve_preferences", curves, |name| {
+        let names_tls13 = chosen.iter().any(is_tls13);
+        let kept = all.into_iter().filter(|suite| is_tls13(suite) && !names_tls13);
+        Some(kept.chain(chosen.iter().copied()).collect())
+    }
+
+    fn curves(&mut self, fields: &mut Fields) -> Option<Vec<&'static dyn SupportedKxGroup>> {
+        let names = self.texts(fields, "curve_preferences").unwrap_or_default();
+        let chosen = self.chosen("curve_preferences", names, |name| {
             let found = CURVES.iter().find(|(known, _)| *known == name).map(|(_, curve)| *curve);
             found.ok_or_else(|| CURVES.iter().map(|(known, _)| (*known).to_owned()).collect())
         })?;
-        if !chosen.is_empty() {
-            provider.kx_groups = chosen;
-        }
-        Some(provider)
+        Some(if chosen.is_empty() { ring::default_provider().kx_groups } else { chosen })
     }
 
     /// What each name of a list stands for; `find` gives the names there are where it finds nothing.
@@ -240,14 +246,14 @@ impl Check<'_> {
     }
 
     /// What a client has to show; `None` where it is not asked for anything.
-    fn client(&mut self, fields: &mut Fields, provider: &Arc<CryptoProvider>) -> Result<Option<Client>, Noted> {
+    fn client(&mut self, fields: &mut Fields) -> Result<Option<Client>, Noted> {
         let kind = self.client_auth(fields);
         let authorities = self.pem(fields, "client_ca");
         let names = self.allowed_names(fields, kind);
         let (kind, authorities, names) = (kind.ok_or(Noted)?, authorities?, names?);
         let chain = match (kind, authorities) {
             (ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify, Some(pem)) => {
-                Some(self.chain(&pem, provider).ok_or(Noted)?)
+                Some(self.chain(&pem).ok_or(Noted)?)
             }
             (ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify, None) => {
                 let wrong = "client_ca_file is missing: it says who signs the clients' certificates";
@@ -262,18 +268,20 @@ impl Check<'_> {
             (ClientAuth::Request | ClientAuth::RequireAny, None) => None,
         };
         let mandatory = matches!(kind, ClientAuth::RequireAny | ClientAuth::RequireAndVerify);
-        Ok(Some(Client { chain, mandatory, names, algorithms: provider.signature_verification_algorithms }))
+        let algorithms = ring::default_provider().signature_verification_algorithms;
+        Ok(Some(Client { chain, mandatory, names, algorithms }))
     }
 
     /// Verifies that one of these authorities signed.
-    fn chain(&mut self, pem: &Pem, provider: &Arc<CryptoProvider>) -> Option<Arc<dyn ClientCertVerifier>> {
+    fn chain(&mut self, pem: &Pem) -> Option<Arc<dyn ClientCertVerifier>> {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates(pem)? {
             if let Err(error) = roots.add(certificate) {
                 return self.wrong(pem.line, &pem.name, &format!("has a certificate that cannot be used: {error}"));
             }
         }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider())).build();
         Some(verifier.expect("there are roots, and no revocation lists to be wrong"))
     }
 

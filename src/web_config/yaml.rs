@@ -151,7 +151,8 @@ mod tests {
         assert_eq!(mistake("a: !!binary eA==\n"), "line 1: has a tag: write the value without one");
         assert_eq!(mistake("a: 1\nb: 2\na: 3\n"), "line 3: key \"a\" is there twice, first in line 1");
         assert_eq!(mistake("a: 1\n---\nb: 2\n"), "line 2: begins a second document: keep one");
-        assert_eq!(mistake(&"[".repeat(100_000)), "line 1: is nested deeper than any setting");
+        assert_eq!(mistake(&"[".repeat(20)), "line 1: is nested deeper than any setting");
+        assert_eq!(mistake(&"[".repeat(100_000)), "line 1: is no YAML: recursion limit exceeded");
         assert_eq!(mistake("[a]: 1\n"), "line 1: is no text where a key should be");
         assert!(mistake("a: [1\n").contains(": is no YAML: "), "{}", mistake("a: [1\n"));
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tests of tests/real.rs and tests/scrapes.rs that need others' programs: the vendor's SDK, Prometheus, promtool, curl,
-# gzip, each as Debian and PyPI have it.
+# gzip, openssl, each as Debian and PyPI have it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tests/lib.sh
@@ -37,6 +37,7 @@ unpack_prometheus_3() (
 
 install_prometheus
 is_there curl || install_packages curl
+is_there openssl || install_packages openssl
 install_python "$sdk" prometheus-client==0.26.0 requests==2.32.5
 export ZENLAYER_EXPORTER_TEST_PYTHON=$python/bin/python
 prometheus --version 2>&1 | sed -n '1s/ (.*//p'
