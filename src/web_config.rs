@@ -89,10 +89,18 @@ impl Settings {
 /// Every mistake, where one does not hide the others.
 pub fn parse(bytes: &[u8], read: &mut dyn FnMut(&str) -> Result<Vec<u8>, String>) -> Result<Settings, Vec<String>> {
     let text = std::str::from_utf8(bytes).map_err(|_| vec!["is not UTF-8".to_owned()])?;
-    let root = yaml::read(text).map_err(|mistake| vec![mistake])?;
+    let root = yaml::read(text).map_err(|mistake| vec![printable(&mistake)])?;
     let mut check = Check { mistakes: Vec::new(), read };
     let settings = check.settings(root);
-    if check.mistakes.is_empty() { Ok(settings) } else { Err(check.mistakes) }
+    if check.mistakes.is_empty() {
+        return Ok(settings);
+    }
+    Err(check.mistakes.iter().map(|mistake| printable(mistake)).collect())
+}
+
+/// A mistake may quote a key or a file's name, and has one line of the log.
+fn printable(mistake: &str) -> String {
+    mistake.replace(char::is_control, "\u{fffd}")
 }
 
 /// The file and those it names, as they were when all of it worked.

@@ -35,3 +35,8 @@ fn every_seed_of_a_page_has_the_properties() {
 fn every_seed_of_a_refusal_has_the_properties() {
     replay("refusal", properties::refusal);
 }
+
+#[test]
+fn every_seed_of_a_web_config_has_the_properties() {
+    replay("web_config", properties::web_config);
+}

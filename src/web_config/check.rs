@@ -132,7 +132,7 @@ impl Check<'_> {
             };
             match hash {
                 _ if user.contains(|c: char| c == ':' || c.is_control()) => {
-                    self.wrong::<()>(line, &name.escape_debug().to_string(), "has a colon or a control character");
+                    self.wrong::<()>(line, &name, "has a colon or a control character");
                 }
                 Ok(hash) => drop(users.insert(user, hash)),
                 Err(mistake) => drop(self.wrong::<()>(line, &name, &mistake)),

@@ -1,10 +1,11 @@
-//! What holds of every body the API, or something in between, may send.
+//! What holds of every body the API, or something in between, may send, and of every web config.
 //!
 //! Shared by the fuzz targets and by `tests/corpus.rs`. The oracle is `serde_json::Value` and the rules of the
 //! reference written out once more: it must not know how `wire` reads a body.
 
 use serde_json::Value;
 use zenlayer_exporter::api::wire::{Answer, Page, Refusal, read_answer, read_refusal};
+use zenlayer_exporter::web_config;
 
 /// The longest id or status that may become a label, in bytes.
 const LONGEST_LABEL: usize = 256;
@@ -51,6 +52,28 @@ pub fn refusal(body: &[u8]) {
     let Ok(document) = serde_json::from_slice::<Value>(body) else { return };
     for (field, text) in [("code", &refusal.code), ("message", &refusal.message), ("requestId", &refusal.request_id)] {
         assert_eq!(text.is_some(), document[field].is_string(), "{field} is there when it is sent as a string");
+    }
+}
+
+/// Checks what is made of the text of a web config, whose files hold nothing of use.
+///
+/// # Panics
+/// When a property does not hold.
+pub fn web_config(text: &[u8]) {
+    let read = || web_config::parse(text, &mut |name| Err(format!("{name} cannot be read")));
+    let says = |key: &str| text.windows(key.len()).any(|window| window == key.as_bytes());
+    match read() {
+        Ok(settings) => {
+            assert!(!settings.has_tls(), "TLS without a certificate");
+            assert!(!settings.has_users() || says("$2"), "users without a hash");
+        }
+        Err(mistakes) => {
+            assert!(!mistakes.is_empty(), "something is wrong, and nothing is said");
+            for mistake in &mistakes {
+                assert!(!mistake.contains(char::is_control), "a control character in {mistake:?}");
+            }
+            assert_eq!(read().err(), Some(mistakes), "the same text is wrong in the same way");
+        }
     }
 }
 
