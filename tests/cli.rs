@@ -406,6 +406,62 @@ async fn a_healthcheck_asks_the_exporter_that_runs() {
     );
 }
 
+#[test]
+fn every_mistake_of_the_web_config_is_named_before_anything_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("web.yml");
+    std::fs::write(&file, "tls_server_config: {cert_file: cert.pem}\nbasic_auth_users: {alice: secret}\n").unwrap();
+    let expected = format!(
+        "zenlayer-exporter: these settings are wrong:\n\
+         --web.listen-address: \"x\" is no address: give one like :10980, 127.0.0.1:10980 or [::1]:10980\n\
+         --web.config.file: {web}: line 1: tls_server_config.cert_file: {cert} cannot be read: No such file or \
+         directory (os error 2)\n\
+         --web.config.file: {web}: line 1: tls_server_config: key_file is missing: without a key there is no TLS\n\
+         --web.config.file: {web}: line 2: basic_auth_users.alice: is no bcrypt hash: make one with htpasswd -nBC 10 \
+         \"\" | tr -d ':\\n'\n",
+        web = file.display(),
+        cert = folder.path().join("cert.pem").display(),
+    );
+    let flag = format!("--web.config.file={}", file.display());
+    for task in [&[][..], &["--config.check"], &["--once"]] {
+        let output = run(&[&["--demo", "--web.listen-address=x", &*flag], task].concat());
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(64), &*expected), "{task:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_says_https_and_a_health_check_outlives_a_broken_file() {
+    let folder = tempfile::tempdir().unwrap();
+    common::web::Authority::new().write(folder.path());
+    let file = folder.path().join("web.yml");
+    let user = format!("basic_auth_users: {{a: {}}}\n", common::web::hash("a", 1));
+    std::fs::write(&file, format!("tls_server_config: {{cert_file: cert.pem, key_file: key.pem}}\n{user}")).unwrap();
+    let flag = format!("--web.config.file={}", file.display());
+    let running = Running::start(&mut exporter(&["--demo", "--web.listen-address=127.0.0.1:0", &flag]));
+    let listen = format!("--web.listen-address={}", running.address);
+    std::fs::write(&file, "no web config").unwrap();
+    let healthy = run(&["--healthcheck", &listen, &flag]);
+    assert_eq!((healthy.status.code(), text(&healthy.stderr)), (Some(0), ""));
+    let plain = run(&["--healthcheck", &listen]);
+    assert_eq!(plain.status.code(), Some(1), "without the flag, TLS is not tried");
+    let address = running.address;
+    let (_, log) = running.signal("TERM");
+    assert!(log.contains(&format!("metrics=https://{address}/metrics")), "{log}");
+    assert!(!log.contains("in clear"), "{log}");
+
+    std::fs::write(&file, user).unwrap();
+    let running = Running::start(&mut exporter(&["--demo", "--web.listen-address=127.0.0.1:0", &flag]));
+    let address = running.address;
+    // What it says at the start is said once it answers.
+    common::request(address, Method::GET, "/healthz", &[]).await;
+    let (_, log) = running.signal("TERM");
+    assert!(log.contains(&format!("metrics=http://{address}/metrics")), "{log}");
+    assert!(
+        log.contains("level=warn target=zenlayer_exporter message=\"passwords go over the network in clear"),
+        "{log}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_interface_means_ipv4_and_ipv6() {
     for every in [":0", "[::]:0"] {

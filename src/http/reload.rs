@@ -69,3 +69,64 @@ impl Watched {
         Some(reading)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::web_config::WebConfig;
+
+    const HASH: &str = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG";
+
+    #[test]
+    fn a_change_is_read_once_it_stood_still_and_only_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.yml");
+        let write = |text: &str| fs::write(&path, text).unwrap();
+        write("");
+        let files = WebConfig::read(&path).unwrap().files;
+        let mut watched = Watched { seen: files.fingerprint, tried: files };
+        assert!(watched.look().is_none(), "nothing changed");
+        write("web: {}\n");
+        assert!(watched.look().is_none(), "it may still be written");
+        write("web: {a: b}\n");
+        assert!(watched.look().is_none(), "it was");
+        assert!(watched.look().unwrap().settings.is_err());
+        assert!(watched.look().is_none(), "a mistake is told once");
+        write("");
+        assert!(watched.look().is_none());
+        assert!(watched.look().unwrap().settings.is_ok(), "back to what was in use");
+        fs::remove_file(&path).unwrap();
+        assert!(watched.look().is_none());
+        assert!(watched.look().unwrap().settings.is_err(), "to be gone is a change too");
+        assert!(watched.look().is_none());
+    }
+
+    #[test]
+    fn files_that_a_broken_one_does_not_name_are_watched_as_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.yml");
+        fs::write(&path, "tls_server_config: {cert_file: cert, key_file: key}\n").unwrap();
+        let files = Reading::of(&path).files;
+        let mut watched = Watched { seen: files.fingerprint, tried: files };
+        fs::write(folder.path().join("key"), "new").unwrap();
+        assert!(watched.look().is_none());
+        assert!(watched.look().is_some(), "a key that came later");
+    }
+
+    #[test]
+    fn what_takes_protection_away_is_not_put_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.yml");
+        let read = |text: &str| {
+            fs::write(&path, text).unwrap();
+            Reading::of(&path)
+        };
+        let gate = Gate::new(read(&format!("basic_auth_users: {{a: {HASH}}}\n")).settings.unwrap(), false);
+        assert!(!put_in_use(&gate, read("")));
+        assert!(!put_in_use(&gate, read("web: {}\n")));
+        assert!(!gate.admits_at_once("/metrics", &hyper::HeaderMap::new()));
+        assert!(put_in_use(&gate, read(&format!("basic_auth_users: {{b: {HASH}}}\n"))));
+    }
+}
