@@ -300,6 +300,15 @@ mod tests {
     }
 
     #[test]
+    fn the_defaults_are_the_toolkit_s() {
+        let tls = read(&format!("{TLS}}}\n")).unwrap().tls.unwrap();
+        assert!(tls.offered.ignore_client_order && !tls.needs_client);
+        assert_eq!(tls.offered.alpn_protocols, [&b"h2"[..], b"http/1.1"]);
+        assert_eq!(tls.http1.alpn_protocols, [b"http/1.1"]);
+        assert_eq!(tls.offered.crypto_provider().cipher_suites, rustls::crypto::ring::ALL_CIPHER_SUITES);
+    }
+
+    #[test]
     fn every_mistake_is_named_with_its_line() {
         let text = "\
 tls_server_config:

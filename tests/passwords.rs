@@ -68,6 +68,7 @@ async fn only_a_user_with_the_right_password_is_answered() {
             &basic("bob", "in wonder:land"),
             &basic("alice", ""),
             &basic("carol", "in wonder:land"),
+            &basic("carol", "b"),
             &basic("", ""),
             &right.replacen("Basic", "Bearer", 1),
             "Basic",
@@ -78,7 +79,7 @@ async fn only_a_user_with_the_right_password_is_answered() {
         }
     }
     // Once for each above.
-    let expected = [("/metrics", 19.0), ("/healthz", 1.0), ("other", 1.0)];
+    let expected = [("/metrics", 21.0), ("/healthz", 1.0), ("other", 1.0)];
     let deadline = tokio::time::Instant::now() + common::PATIENCE;
     loop {
         let metrics = Metrics::parse(guarded.get("/metrics", &right).await.text());

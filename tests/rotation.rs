@@ -23,7 +23,7 @@ const METRIC: &str = "zenlayer_exporter_web_config_reload_success";
 
 fn write(folder: &Path, authority: &Authority, users: &[(&str, String)]) {
     authority.write(folder);
-    let users: String = users.iter().map(|(user, hash)| format!("  {user}: {hash}\n")).collect();
+    let users = users.iter().fold(String::new(), |text, (user, hash)| format!("{text}  {user}: {hash}\n"));
     let text = format!("tls_server_config: {{cert_file: cert.pem, key_file: key.pem}}\nbasic_auth_users:\n{users}");
     fs::write(folder.join("web.yml"), text).unwrap();
 }

@@ -23,6 +23,7 @@ SOURCES = ROOT / "deploy/kubernetes"
 HERE = ROOT / "tests/kubernetes"
 GOLDEN = HERE / "golden"
 RULES = ROOT / "deploy/prometheus/rules.yaml"
+WEB_CONFIG = ROOT / "deploy/prometheus/web-config.example.yaml"
 PROMETHEUS_RULE = SOURCES / "components/prometheus-operator/prometheusrule.yaml"
 NAME, PORT = "zenlayer-exporter", 10980
 RENDERED = {
@@ -31,6 +32,7 @@ RENDERED = {
     "operator": "overlays/examples/operator",
     "prometheus-sidecar": "overlays/examples/prometheus-sidecar",
     "shards": "overlays/examples/shards",
+    "web-config": "overlays/examples/web-config",
 }
 # From the first that has native sidecars to the newest that the package has.
 VERSIONS = ["1.29", "1.31", "1.34"]
@@ -242,9 +244,15 @@ def check_agreement(rendered):
             check(f"{name}: its secrets are mounted", unequal(set(mounts), set(volumes)))
             files = {f"{mounts[v]['mountPath']}/{item['path']}": (s["secretName"], item["key"])
                      for v, s in volumes.items() for item in s["items"]}
-            named = [a.split("=")[1] for a in container["args"] if a.startswith("--zenlayer.access-key-password-file")]
-            check(f"{name}: the password's file is mounted", unequal(named, list(files)))
-            used = set(files.values()) | {(r["name"], r["key"]) for v in container.get("env", [])
+            named = [a.split("=")[1] for a in container["args"]
+                     if a.startswith(("--zenlayer.access-key-password-file=", "--web.config.file="))]
+            secured = any(a.startswith("--web.config.file=") for a in container["args"])
+            tls = yaml.safe_load(WEB_CONFIG.read_text())["tls_server_config"]
+            # Relative to the file that names them.
+            named += [f"{os.path.dirname(named[-1])}/{tls[key]}" for key in ("cert_file", "key_file") if secured]
+            check(f"{name}: the files that are named are mounted", unequal(named, list(files)))
+            own = {key for key in files.values() if key[0] == secret["metadata"]["name"]}
+            used = own | {(r["name"], r["key"]) for v in container.get("env", [])
                                           if (r := v.get("valueFrom", {}).get("secretKeyRef"))}
             keys = {(secret["metadata"]["name"], key) for key in secret["stringData"]}
             check(f"{name}: the Secret is the example's", unequal(used, set() if "--demo" in container["args"] else keys))
@@ -268,13 +276,17 @@ def check_agreement(rendered):
             selectors["PodMonitor"] = monitor["selector"]["matchLabels"]
             [endpoint] = monitor["podMetricsEndpoints"]
             check(f"{name}: the PodMonitor's port", unequal(ports.get(endpoint["port"]), PORT))
+            schemes = (endpoint.get("scheme"), "tlsConfig" in endpoint, "basicAuth" in endpoint)
+            check(f"{name}: the PodMonitor's scheme", unequal(schemes, ("https", True, True) if secured else (None, False, False)))
             jobs = [r["replacement"] for r in endpoint["relabelings"] if r["targetLabel"] == "job"]
             check(f"{name}: the PodMonitor's job", unequal(jobs, ["zenlayer"]))
         for kind, selector in selectors.items():
             check(f"{name}: the {kind} selects the pod",
                   unequal([selector.items() <= pod.items() for pod in labels], [True]))
+        scheme = {"scheme": "HTTPS"} if secured else {}
+        check(f"{name}: probes need no password", unequal("--web.open-health" in container["args"], secured))
         for probe, path in {"livenessProbe": "/healthz", "readinessProbe": "/readyz"}.items():
-            check(f"{name}: {probe}", unequal(container[probe]["httpGet"], {"path": path, "port": "metrics"}))
+            check(f"{name}: {probe}", unequal(container[probe]["httpGet"], {"path": path, "port": "metrics"} | scheme))
     [(_, template)] = templates(rendered["demo"])
     check("the annotations name port and path",
           unequal({k: v for k, v in template["metadata"]["annotations"].items() if k.startswith("prometheus.io/")},
@@ -398,6 +410,7 @@ def main():
         check_checkov(name)
     if models := os.environ.get("MODELS"):
         check_monitoring(rendered["operator"], models)
+        check_monitoring(rendered["web-config"], models)
     print(f"kubernetes: {passed} passed, {len(failures)} failed")
     sys.exit(bool(failures))
 

@@ -27,6 +27,20 @@ knows_kubernetes() {
     ! grep -q 'field kubernetes_sd_configs not found' <<<"$answer"
 }
 
+# The files that it and the web config name are somebody's own: these will do to be checked.
+check_https() {
+    local files
+    files=$(mktemp -d)
+    cp deploy/prometheus/{scrape-https,rules,web-config.example}.yaml "$files"
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=exporter.example.com -days 2 \
+        -keyout "$files/tls.key" -out "$files/tls.crt" 2>/dev/null
+    cp "$files/tls.crt" "$files/ca.crt"
+    touch "$files/zenlayer-password"
+    check "$1" check config "$files/scrape-https.yaml"
+    check "$1" check web-config "$files/web-config.example.yaml"
+    rm -r "$files"
+}
+
 run_promtool() {
     local promtool=$1 file
     shift
@@ -34,7 +48,8 @@ run_promtool() {
     for file in tests/rules/*.yaml; do
         check "$promtool" test rules "$file"
     done
-    for file in deploy/prometheus/scrape-*.yaml; do
+    check_https "$promtool"
+    for file in deploy/prometheus/scrape-{static,kubernetes}.yaml; do
         if [[ $file != *kubernetes* ]] || knows_kubernetes "$promtool"; then
             check "$promtool" check config "$file"
         else
@@ -61,6 +76,7 @@ run_prometheus() {
 }
 
 install_prometheus
+is_there openssl || install_packages openssl
 install_python PyYAML==6.0.3
 if [ -z "${EXPORTER-}" ]; then
     cargo build --locked --quiet

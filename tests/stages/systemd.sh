@@ -7,6 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 is_there systemd-analyze || install_packages systemd
 ldconfig -p 2>/dev/null | grep -q 'libseccomp\.so\.2' || install_packages libseccomp2
+is_there openssl || install_packages openssl
 is_there python3 || install_packages python3
 if [ -z "${EXPORTER-}" ]; then
     cargo build --locked --quiet

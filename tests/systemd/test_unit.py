@@ -2,22 +2,27 @@
 started where systemd is not the first process.
 """
 
+import base64
 import os
 import re
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 import unittest
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "deploy/systemd/zenlayer-exporter.service"
 EXAMPLE = ROOT / "deploy/systemd/zenlayer-exporter.env.example"
+DROP_IN = ROOT / "deploy/systemd/web-config.conf"
+WEB_CONFIG = ROOT / "deploy/prometheus/web-config.example.yaml"
 EXPORTER = Path(os.environ["EXPORTER"]).resolve()
 INSTALLED = "/usr/local/bin/zenlayer-exporter"
 # Of 100, and what it comes from: the network, which is the exporter's work; systemd's own socket; /proc/stat; the clock device,
@@ -33,6 +38,10 @@ SECRETS = {"ZENLAYER_ACCESS_KEY_SECRET", "ZENLAYERCLOUD_ACCESS_KEY_PASSWORD", "Z
 
 def settings(name):
     return re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.M)
+
+
+def drop_in(name):
+    return re.findall(rf"^{name}=(.*)$", DROP_IN.read_text(), re.M)
 
 
 def flags():
@@ -62,6 +71,9 @@ class Analysis(unittest.TestCase):
         with tempfile.TemporaryDirectory() as directory:
             copy = Path(directory) / UNIT.name
             copy.write_text(UNIT.read_text().replace(INSTALLED, str(EXPORTER)))
+            beside = Path(directory) / f"{UNIT.name}.d"
+            beside.mkdir()
+            (beside / DROP_IN.name).write_text(DROP_IN.read_text())
             done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True)
         # It exits with 0 on a key that it does not know.
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))
@@ -95,6 +107,7 @@ class Settings(unittest.TestCase):
         derived = {"ZENLAYER_EXPORTER_" + re.sub(r"[.-]", "_", flag[2:]).upper() for flag in flags()}
         self.assertIn("ZENLAYER_EXPORTER_POLL_INTERVAL", derived)
         self.assertLessEqual(set(example()), derived | VENDOR)
+        self.assertLessEqual({setting.split("=")[0] for setting in drop_in("Environment")}, derived)
         self.assertEqual(SECRETS & set(example()), set())
 
     def test_every_value_of_the_example_is_a_good_one(self):
@@ -172,6 +185,48 @@ class Command(unittest.TestCase):
             except TimeoutError:
                 break
         return messages
+
+    def test_it_serves_tls_with_the_drop_in(self):
+        credentials = Path(self.environment["CREDENTIALS_DIRECTORY"])
+        files = dict(value.split(":") for value in drop_in("LoadCredential"))
+        self.assertEqual(sorted(files), ["tls.crt", "tls.key", "web-config.yaml"])
+        for name, path in files.items():
+            self.assertEqual(path, f"/etc/zenlayer-exporter/web/{name}")
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+             "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE",
+             "-keyout", credentials / "tls.key", "-out", credentials / "tls.crt"],
+            check=True, capture_output=True,
+        )
+        # A hash at a low cost, of the password "open sesame".
+        known = re.sub(r"\$2y\$.*", "$2b$04$LPDYL8RggqjEmZkZis0SRu3dIGIpou6a.pzhWjKql91NFQlAsTZ6G", WEB_CONFIG.read_text())
+        (credentials / "web-config.yaml").write_text(known)
+        for setting in drop_in("Environment"):
+            name, value = setting.split("=", 1)
+            self.environment[name] = value.replace("%d", str(credentials))
+        process = self.confined()
+        context = ssl.create_default_context(cafile=credentials / "tls.crt")
+        login = {"Authorization": "Basic " + base64.b64encode(b"prometheus:open sesame").decode()}
+
+        def status(headers):
+            request = urllib.request.Request(f"https://{self.address}/healthz", headers=headers)
+            try:
+                return urllib.request.urlopen(request, context=context, timeout=5).status
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                seen = status(login)
+                break
+            except OSError:
+                self.assertLess(time.monotonic(), deadline, "it does not listen")
+                time.sleep(0.1)
+        self.assertEqual((seen, status({})), (200, 401))
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+        self.assertEqual(process.returncode, 0, log)
 
     def get(self, path):
         with urllib.request.urlopen(f"http://{self.address}{path}", timeout=5) as answer:
