@@ -69,7 +69,7 @@ async fn each_version_of_tls_is_served_where_it_is_allowed() {
                     assert!(reply.text().contains("\nzenlayer_exporter_web_config_reload_success 1\n"));
                 }
                 Err(error) => {
-                    assert!(!served && error.contains("ProtocolVersion"), "{setting:?}, {version:?}: {error}")
+                    assert!(!served && error.contains("ProtocolVersion"), "{setting:?}, {version:?}: {error}");
                 }
             }
         }
