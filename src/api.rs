@@ -18,8 +18,8 @@ use reqwest::{Response, StatusCode, Url, redirect};
 
 pub use self::error::{Action, ApiError, Kind, Part};
 use self::pacer::Pacer;
-pub use self::wire::Page;
-use self::wire::{Answer, Malformed, Query, Refusal};
+use self::wire::{Answer, Listing, Malformed, Query, Refusal};
+pub use self::wire::{InfoPage, Page};
 use crate::config::{Api, CredentialSource, is_loopback};
 use crate::credentials;
 use crate::secret::Credential;
@@ -170,13 +170,7 @@ impl Session<'_> {
     /// # Errors
     /// When no try brought an answer.
     pub async fn status_page(&self, number: u64) -> Result<Page, ApiError> {
-        let query = Query {
-            instance_ids: None,
-            resource_group_id: self.settings().resource_group_id.as_deref(),
-            page_size: self.settings().page_size,
-            page_num: number,
-        };
-        self.call(Action::DescribeInstancesStatus, Part::Page(number), &query).await
+        self.page(Action::DescribeInstancesStatus, number).await
     }
 
     /// The statuses of at most [`wire::MAX_IDS`] ids; one that does not exist is left out.
@@ -184,23 +178,53 @@ impl Session<'_> {
     /// # Errors
     /// When no try brought an answer; [`Kind::NotFound`] where the API says so of a missing id.
     pub async fn statuses_of(&self, ids: &[&str]) -> Result<Page, ApiError> {
+        self.look_up(Action::DescribeInstancesStatus, ids).await
+    }
+
+    /// The page of that number, from 1, of what else is told of instances.
+    ///
+    /// # Errors
+    /// When no try brought an answer.
+    pub async fn info_page(&self, number: u64) -> Result<InfoPage, ApiError> {
+        self.page(Action::DescribeInstances, number).await
+    }
+
+    /// What else is told of at most [`wire::MAX_IDS`] ids; one that does not exist is left out.
+    ///
+    /// # Errors
+    /// When no try brought an answer; [`Kind::NotFound`] where the API says so of a missing id.
+    pub async fn infos_of(&self, ids: &[&str]) -> Result<InfoPage, ApiError> {
+        self.look_up(Action::DescribeInstances, ids).await
+    }
+
+    async fn page<P: Listing>(&self, action: Action, number: u64) -> Result<P, ApiError> {
+        let query = Query {
+            instance_ids: None,
+            resource_group_id: self.settings().resource_group_id.as_deref(),
+            page_size: self.settings().page_size,
+            page_num: number,
+        };
+        self.call(action, Part::Page(number), &query).await
+    }
+
+    async fn look_up<P: Listing>(&self, action: Action, ids: &[&str]) -> Result<P, ApiError> {
         let query = Query {
             instance_ids: Some(ids),
             resource_group_id: self.settings().resource_group_id.as_deref(),
             page_size: ids.len(),
             page_num: 1,
         };
-        self.call(Action::DescribeInstancesStatus, Part::Ids(ids.len()), &query).await
+        self.call(action, Part::Ids(ids.len()), &query).await
     }
 
-    async fn call(&self, action: Action, part: Part, query: &Query<'_>) -> Result<Page, ApiError> {
+    async fn call<P: Listing>(&self, action: Action, part: Part, query: &Query<'_>) -> Result<P, ApiError> {
         let Client { backoff, observer, .. } = self.client;
         let body = Bytes::from(query.to_json());
         let mut tries = 1;
         loop {
-            let (mut error, pause) = match self.attempt(action, part, body.clone()).await {
+            let (mut error, pause) = match self.attempt::<P>(action, part, body.clone()).await {
                 Ok(page) => {
-                    observer.entries_skipped(page.unusable);
+                    observer.entries_skipped(page.unusable());
                     return Ok(page);
                 }
                 Err(failed) => failed,
@@ -230,7 +254,12 @@ impl Session<'_> {
     }
 
     /// One try. A failure comes with the pause that a rate limit put on every request.
-    async fn attempt(&self, action: Action, part: Part, body: Bytes) -> Result<Page, (ApiError, Option<Duration>)> {
+    async fn attempt<P: Listing>(
+        &self,
+        action: Action,
+        part: Part,
+        body: Bytes,
+    ) -> Result<P, (ApiError, Option<Duration>)> {
         let permit = self.client.pacer.admit().await;
         let started = tokio::time::Instant::now();
         let result = self.exchange(action, body).await;
@@ -254,7 +283,7 @@ impl Session<'_> {
         }
     }
 
-    async fn exchange(&self, action: Action, body: Bytes) -> Result<Page, ApiError> {
+    async fn exchange<P: Listing>(&self, action: Action, body: Bytes) -> Result<P, ApiError> {
         let sent_at = SystemTime::now();
         let headers = self.headers(action, &body, sent_at)?;
         let request = self.client.http.post(self.client.url.clone()).headers(headers).body(body);
@@ -266,7 +295,7 @@ impl Session<'_> {
             ReadError::TooLong => ApiError::new(Kind::Body, format!("the body is longer than {} MiB", MAX_BODY >> 20)),
             ReadError::Broken(error) => self.transport_error(error),
         })?;
-        match wire::read_answer(&body) {
+        match P::read(&body) {
             Ok(Answer::Page(page)) => Ok(page),
             Ok(Answer::Refusal(refusal)) => Err(api_error(response.status(), response.headers(), refusal)),
             Err(error) => Err(malformed(response.status(), error)),

@@ -126,6 +126,26 @@ pub struct Poll {
     pub max_staleness: Duration,
 }
 
+/// What is asked for besides statuses.
+#[derive(Debug, Clone)]
+pub struct InstanceInfo {
+    /// From the start of one round to the start of the next.
+    pub interval: Duration,
+    /// One whole round with its retries.
+    pub timeout: Duration,
+    /// Tags to show.
+    pub tags: Vec<Tag>,
+}
+
+/// A tag that instances may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag {
+    /// As the account has it.
+    pub key: String,
+    /// The label that shows its value.
+    pub label: String,
+}
+
 /// How the metrics are served.
 #[derive(Debug, Clone)]
 pub struct Web {
@@ -208,6 +228,8 @@ pub struct Config {
     pub api: Api,
     /// How often.
     pub poll: Poll,
+    /// Names and the like; `None` where the collector is off.
+    pub instance_info: Option<InstanceInfo>,
     /// How the metrics are served.
     pub web: Web,
     /// The web config as it was when it was checked.

@@ -2,6 +2,8 @@
 //!
 //! Invariant: the same inventory is always the same bytes. It must not know a clock, a socket or a registry.
 
+pub(crate) mod info;
+
 use std::borrow::Cow;
 
 use bytes::Bytes;

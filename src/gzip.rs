@@ -49,16 +49,19 @@ impl Part {
     }
 }
 
-/// The frames of a member of two parts; neither is copied.
-pub fn member(first: &Part, last: &Part) -> [Bytes; 4] {
-    let mut checksum = first.checksum.clone();
-    checksum.combine(&last.checksum);
+/// The frames of a member of `parts`, of which the last ends it; none is copied.
+pub fn member(parts: &[&Part]) -> Vec<Bytes> {
+    let mut checksum = Hasher::new();
+    for part in parts {
+        checksum.combine(&part.checksum);
+    }
     let mut trailer = Vec::with_capacity(8);
     // The length counts modulo 2^32, as RFC 1952 has it.
     let length = checksum.total_len().to_le_bytes();
     trailer.extend(checksum.finalize().to_le_bytes());
     trailer.extend(&length[..4]);
-    [Bytes::from_static(HEADER), first.blocks.clone(), last.blocks.clone(), trailer.into()]
+    let blocks = parts.iter().map(|part| part.blocks.clone());
+    [Bytes::from_static(HEADER)].into_iter().chain(blocks).chain([trailer.into()]).collect()
 }
 
 #[cfg(test)]
@@ -69,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    fn unzipped(member: &[Bytes; 4]) -> Vec<u8> {
+    fn unzipped(member: &[Bytes]) -> Vec<u8> {
         let mut bytes = Vec::new();
         // It reads one member alone, and checks its checksum and length.
         GzDecoder::new(&*member.concat()).read_to_end(&mut bytes).unwrap();
@@ -80,8 +83,10 @@ mod tests {
     fn a_glued_member_is_an_ordinary_one() {
         let large: Vec<u8> = (0..100_000).flat_map(|n| format!("line {n}\n").into_bytes()).collect();
         for (first, last) in [(&large[..], &b"end\n"[..]), (b"", b"all"), (b"all", b""), (b"", b""), (&large, &large)] {
-            let zipped = member(&Part::first(first), &Part::last(last));
-            assert_eq!(unzipped(&zipped), [first, last].concat());
+            let (head, tail) = (Part::first(first), Part::last(last));
+            assert_eq!(unzipped(&member(&[&tail])), last);
+            assert_eq!(unzipped(&member(&[&head, &tail])), [first, last].concat());
+            assert_eq!(unzipped(&member(&[&head, &head, &tail])), [first, first, last].concat());
         }
     }
 }

@@ -217,14 +217,8 @@ impl Reading {
 async fn walk(source: &impl Source, statuses: &mut Statuses) -> Result<Reading, ApiError> {
     let first = full_page(source, 1).await?;
     let total = first.total_count;
-    let (shard, most) = (source.shard(), source.shard().most_instances());
-    if total > most as u64 {
-        let takers = if shard.is_whole() { "one exporter takes" } else { "that many shards take" };
-        let advice = "spread them over more with --shard and --total-shards";
-        let detail = format!("the API counts {total} instances, more than the {most} {takers}: {advice}");
-        return Err(ApiError::new(Kind::Inconsistent, detail));
-    }
-    let mut tally = Tally::of(shard);
+    check_total(total, source.shard())?;
+    let mut tally = Tally::of(source.shard());
     tally.take(&first, statuses)?;
     let last = total.div_ceil(source.page_size() as u64);
     let mut rest =
@@ -233,6 +227,21 @@ async fn walk(source: &impl Source, statuses: &mut Statuses) -> Result<Reading, 
         tally.take(&page, statuses)?;
     }
     Ok(tally.into_reading())
+}
+
+/// Whether that many instances are not more than all shards take.
+///
+/// # Errors
+/// When they are more.
+pub(crate) fn check_total(total: u64, shard: Shard) -> Result<(), ApiError> {
+    let most = shard.most_instances();
+    if total <= most as u64 {
+        return Ok(());
+    }
+    let takers = if shard.is_whole() { "one exporter takes" } else { "that many shards take" };
+    let advice = "spread them over more with --shard and --total-shards";
+    let detail = format!("the API counts {total} instances, more than the {most} {takers}: {advice}");
+    Err(ApiError::new(Kind::Inconsistent, detail))
 }
 
 /// Counts what is read, page by page.
@@ -307,10 +316,10 @@ fn short(what: &str, listed: usize, asked: usize, total: u64) -> ApiError {
     ApiError::new(Kind::Inconsistent, detail)
 }
 
-fn overflow(overflow: Overflow) -> ApiError {
+pub(crate) fn overflow(overflow: Overflow) -> ApiError {
     let meaning = match overflow {
         Overflow::Instances => "which is more than one exporter takes: spread them with --shard and --total-shards",
-        Overflow::Statuses => "which no account has",
+        Overflow::Statuses | Overflow::Text => "which no account has",
     };
     ApiError::new(Kind::Inconsistent, format!("the API lists {overflow}, {meaning}")).caused_by(overflow)
 }

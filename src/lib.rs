@@ -17,10 +17,11 @@
 //! | `api` | the client: signing, wire format, errors, pacing, retries |
 //! | `inventory` | all pages of one poll into one consistent inventory |
 //! | `buffer` | memory for large texts, which goes back to the system |
-//! | `exposition` | inventory → bytes |
+//! | `exposition` | inventory and infos → bytes |
 //! | `gzip` | one gzip member glued of parts that are compressed once |
 //! | `telemetry` | the exporter's own metrics |
 //! | `snapshot` | the rendered answer that is served, swapped whole |
+//! | `info` | names and the like of instances, on an interval of their own |
 //! | `simulator` | a simulated API: behind `--demo`, and what the tests poll |
 //! | `poller` | tick → collect → render → publish |
 //! | `http` | accept loop, TLS, who may, routes, bodies, the page for people |
@@ -36,6 +37,7 @@ pub mod exposition;
 mod exposure;
 pub mod gzip;
 pub mod http;
+mod info;
 pub mod inventory;
 pub mod model;
 mod poller;
@@ -59,7 +61,8 @@ use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Backoff, Client};
 use crate::config::{Config, Target};
 use crate::http::{About, Gate, Own, Site, reload};
-use crate::poller::Poller;
+use crate::info::Collector;
+use crate::poller::{Names, Poller};
 use crate::simulator::{Knobs, Simulator};
 use crate::snapshot::Published;
 use crate::telemetry::Telemetry;
@@ -88,6 +91,8 @@ pub enum RunError {
 /// A poller with what it publishes to, and the simulated API where one is polled.
 struct Exporter {
     poller: Poller,
+    /// `None` where nothing but statuses is read.
+    collector: Option<Collector>,
     published: Arc<Published>,
     _simulator: Option<Simulator>,
 }
@@ -95,15 +100,21 @@ struct Exporter {
 impl Exporter {
     async fn start(config: &Config, backoff: Backoff, telemetry: &Arc<Telemetry>) -> Result<Self, RunError> {
         let (client, simulator) = connect(config, backoff, telemetry).await?;
+        let client = Arc::new(client);
         let published = Arc::new(Published::new(config.poll.max_staleness));
+        let (collector, names) = config.instance_info.as_ref().map_or((None, None), |settings| {
+            let (collector, feed) = Collector::new(Arc::clone(&client), settings.clone(), Arc::clone(telemetry));
+            (Some(collector), Some(Names::new(feed, &settings.tags)))
+        });
         let poller = Poller::new(
             client,
             config.poll.clone(),
             config.status_series,
+            names,
             Arc::clone(&published),
             Arc::clone(telemetry),
         );
-        Ok(Self { poller, published, _simulator: simulator })
+        Ok(Self { poller, collector, published, _simulator: simulator })
     }
 }
 
@@ -167,7 +178,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let Options { backoff, watchdog, web_config_check } = options;
     let telemetry = Arc::new(Telemetry::of_process());
-    let Exporter { poller, published, _simulator } = Exporter::start(&config, backoff, &telemetry).await?;
+    let Exporter { poller, collector, published, _simulator } = Exporter::start(&config, backoff, &telemetry).await?;
     let site = Arc::new(Site {
         published,
         telemetry,
@@ -186,7 +197,7 @@ pub async fn run(
             never = pat_while_healthy(&site, watchdog) => match never {},
         }
     };
-    while_polling(tokio::spawn(poller.run()), serving).await
+    while_polling(tokio::spawn(keep_up(poller, collector)), serving).await
 }
 
 fn keep_fresh(
@@ -218,6 +229,15 @@ async fn pat_while_healthy(site: &Site, watchdog: Option<Watchdog>) -> Infallibl
     }
 }
 
+/// Polls, and collects what else is to be told; one task, so that a panic of either is known.
+async fn keep_up(poller: Poller, collector: Option<Collector>) -> Infallible {
+    let Some(collector) = collector else { return poller.run().await };
+    tokio::select! {
+        never = poller.run() => never,
+        never = collector.run() => never,
+    }
+}
+
 /// Serves for as long as the poll task lives: with a dead poller, a server only looks healthy.
 async fn while_polling(mut polling: JoinHandle<Infallible>, serving: impl Future<Output = ()>) -> Result<(), RunError> {
     tokio::select! {
@@ -238,15 +258,20 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
     let telemetry = Arc::new(Telemetry::default());
     let mut exporter = Exporter::start(config, Backoff::default(), &telemetry).await?;
     let outcome = exporter.poller.poll().await;
-    let mut text = exporter
-        .published
-        .fresh(tokio::time::Instant::now())
-        .map_or_else(Vec::new, |snapshot| snapshot.rendered.text.to_vec());
+    if outcome.is_ok()
+        && let Some(collector) = &exporter.collector
+        && let Some(infos) = collector.round().await
+    {
+        exporter.poller.inform(infos);
+    }
+    let snapshot = exporter.published.fresh(tokio::time::Instant::now());
+    let texts: Vec<_> = snapshot.iter().flat_map(|snapshot| snapshot.texts()).map(|text| &*text.bytes).collect();
+    let mut text = texts.concat();
     text.extend(telemetry.render().into_bytes());
     Ok((text, outcome))
 }
 
-/// `--config.check`: makes one request. Returns how many instances the API counts: all, or of the first that are named.
+/// `--config.check`: makes one request for each action there is to ask for. Returns how many instances the API counts: all, or of the first that are named.
 ///
 /// # Errors
 /// When the client cannot be built or the request fails.
@@ -255,6 +280,13 @@ pub async fn check(config: &Config) -> Result<u64, RunError> {
     let session = client.session().await?;
     let named = config.api.instance_ids.iter().flatten().take(MAX_IDS).map(String::as_str).collect::<Vec<_>>();
     let page = if named.is_empty() { session.status_page(1).await? } else { session.statuses_of(&named).await? };
+    if config.instance_info.is_some() {
+        if named.is_empty() {
+            session.info_page(1).await?
+        } else {
+            session.infos_of(&named).await?
+        };
+    }
     Ok(page.total_count)
 }
 

@@ -3,7 +3,12 @@
 //! Invariant: an [`Inventory`] is ordered by id and has no id twice, so comparing two of them is one pass.
 //! It must not know JSON, HTTP or Prometheus.
 
+mod info;
+pub(crate) mod texts;
+
 use std::cmp::Ordering;
+
+pub use self::info::{Findings, Info, Infos, SHARED};
 
 /// Most instances one exporter takes, or one shard of several: a bound for what a broken answer can fill.
 pub const MAX_INSTANCES: usize = 2_000_000;
@@ -141,6 +146,9 @@ pub enum Overflow {
     /// More names than a [`Status`] can tell apart.
     #[error("more than 256 different statuses")]
     Statuses,
+    /// More than 4 GiB of names and the like.
+    #[error("more than 4 GiB of names")]
+    Text,
 }
 
 /// One id and what the API said of it.

@@ -4,6 +4,7 @@
 //! one rejects. Error codes that the reference does not name are its own. It must not know the exporter that polls
 //! it: whatever it is asked arrives over HTTP.
 
+mod details;
 mod fault;
 mod fleet;
 
@@ -30,6 +31,7 @@ use tokio::time::Instant;
 pub use self::fault::Fault;
 use self::fault::{Body, whole};
 pub use self::fleet::{Fleet, Machine};
+use crate::api::Action;
 use crate::api::sign;
 use crate::api::wire::{MAX_IDS, MAX_PAGE_SIZE};
 use crate::config::{CredentialSource, SecretSource};
@@ -82,6 +84,8 @@ pub struct Knobs {
     pub clock_ahead: i64,
     /// What goes wrong.
     pub fault: Option<Fault>,
+    /// The one action that it goes wrong with; `None`: with all.
+    pub fault_of: Option<Action>,
 }
 
 impl Knobs {
@@ -103,6 +107,7 @@ impl Knobs {
             total_count: None,
             clock_ahead: 0,
             fault: None,
+            fault_of: None,
         }
     }
 
@@ -249,7 +254,9 @@ async fn answer(
         Ok(body) => state.describe(&knobs, &head, &body.to_bytes()),
         Err(_) => Err(Rejection(413, "REQUEST_TOO_LARGE", "the request is too large")),
     };
-    let mut response = match (&outcome, &knobs.fault) {
+    let hit = |only: Action| text(&head.headers, "x-zc-action") == only.to_string();
+    let fault = knobs.fault.as_ref().filter(|_| knobs.fault_of.is_none_or(hit));
+    let mut response = match (&outcome, fault) {
         // A fault stands for the API and all that is before it: no request gets past.
         (outcome, Some(fault)) => {
             let right = outcome.as_ref().map_or_else(|_| Bytes::new(), |payload| success(&knobs, &request_id, payload));
@@ -305,7 +312,7 @@ impl Rejection {
     }
 }
 
-/// The body of DescribeInstancesStatus.
+/// The body of either action.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Describe {
@@ -336,9 +343,11 @@ impl State {
         }
         authenticate(knobs, &head.headers, body)?;
         self.limit_rate(knobs)?;
-        if text(&head.headers, "x-zc-action") != "DescribeInstancesStatus" {
+        let actions = [Action::DescribeInstancesStatus, Action::DescribeInstances];
+        let Some(action) = actions.into_iter().find(|action| text(&head.headers, "x-zc-action") == action.to_string())
+        else {
             return Err(Rejection(404, "INVALID_ACTION", "no such action"));
-        }
+        };
         if !VERSIONS.contains(&text(&head.headers, "x-zc-version")) {
             return Err(Rejection(400, "INVALID_VERSION", "no such version"));
         }
@@ -353,7 +362,7 @@ impl State {
         if query.instance_ids.len() > MAX_IDS {
             return Err(Rejection(400, "INVALID_INSTANCE_IDS", "at most 100 instanceIds"));
         }
-        self.page(knobs, &query)
+        self.page(knobs, action, &query)
     }
 
     fn limit_rate(&self, knobs: &Knobs) -> Result<(), Rejection> {
@@ -370,7 +379,7 @@ impl State {
         Ok(())
     }
 
-    fn page(&self, knobs: &Knobs, query: &Describe) -> Result<Value, Rejection> {
+    fn page(&self, knobs: &Knobs, action: Action, query: &Describe) -> Result<Value, Rejection> {
         let mut fleet = lock(&self.fleet);
         let by_id = !query.instance_ids.is_empty();
         let named: Vec<Machine> = if by_id {
@@ -386,10 +395,12 @@ impl State {
         let length = if knobs.longer_pages { usize::MAX } else { query.page_size.min(knobs.longest_page) };
         let start = (number - 1).saturating_mul(length).min(matching.len());
         let end = start.saturating_add(length).min(matching.len());
-        let data_set: Vec<Value> = matching[start..end]
-            .iter()
-            .map(|machine| json!({"instanceId": machine.id, "instanceStatus": machine.status}))
-            .collect();
+        let now = unix_time(knobs);
+        let entry = |machine: &Machine| match action {
+            Action::DescribeInstancesStatus => json!({"instanceId": machine.id, "instanceStatus": machine.status}),
+            Action::DescribeInstances => details::details(machine, knobs.service, knobs.seed, now),
+        };
+        let data_set: Vec<Value> = matching[start..end].iter().map(entry).collect();
         let total = knobs.total_count.unwrap_or(matching.len() as u64);
         if knobs.churn && !by_id {
             fleet.churn();

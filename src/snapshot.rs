@@ -12,15 +12,39 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::gzip;
-use crate::model::{Inventory, Statuses};
+use crate::model::{Infos, Inventory, Statuses};
+
+/// Series of instances, rendered once: the same bytes in the text format and in OpenMetrics.
+#[derive(Debug)]
+pub(crate) struct Text {
+    pub(crate) bytes: Bytes,
+    /// The text compressed, once somebody wants it so.
+    zipped: OnceCell<gzip::Part>,
+}
+
+impl Text {
+    fn new(text: impl Into<Bytes>) -> Self {
+        Self { bytes: text.into(), zipped: OnceCell::new() }
+    }
+
+    /// The text compressed: by the first who asks, off the async threads, for all who ask.
+    pub(crate) async fn zipped(&self) -> &gzip::Part {
+        let compress = || async {
+            let text = self.bytes.clone();
+            let compressed = tokio::task::spawn_blocking(move || gzip::Part::first(&text)).await;
+            let part = compressed.expect("compression does not panic");
+            tracing::debug!(from = self.bytes.len(), to = part.len(), "instance series compressed");
+            part
+        };
+        self.zipped.get_or_init(compress).await
+    }
+}
 
 /// What is served of an inventory, rendered once.
 #[derive(Debug)]
 pub(crate) struct Rendered {
-    /// The instance series: the same bytes in the text format and in OpenMetrics.
-    pub(crate) text: Bytes,
-    /// The text compressed, once somebody wants it so.
-    zipped: OnceCell<gzip::Part>,
+    /// The status of every instance.
+    pub(crate) text: Text,
     /// What it was rendered from.
     pub(crate) inventory: Arc<Inventory>,
     /// Every status known by then.
@@ -30,24 +54,28 @@ pub(crate) struct Rendered {
 impl Rendered {
     /// Text that was rendered from that inventory.
     pub(crate) fn new(text: impl Into<Bytes>, inventory: Arc<Inventory>, statuses: Statuses) -> Self {
-        Self { text: text.into(), zipped: OnceCell::new(), inventory, statuses }
+        Self { text: Text::new(text), inventory, statuses }
     }
 
     /// Whether the same text would be rendered again.
     pub(crate) fn is_of(&self, inventory: &Inventory, statuses: &Statuses) -> bool {
         *self.inventory == *inventory && self.statuses.names().len() == statuses.names().len()
     }
+}
 
-    /// The text compressed: by the first who asks, off the async threads, for all who ask.
-    pub(crate) async fn zipped(&self) -> &gzip::Part {
-        let compress = || async {
-            let text = self.text.clone();
-            let compressed = tokio::task::spawn_blocking(move || gzip::Part::first(&text)).await;
-            let part = compressed.expect("compression does not panic");
-            tracing::debug!(from = self.text.len(), to = part.len(), "instance series compressed");
-            part
-        };
-        self.zipped.get_or_init(compress).await
+/// What is served of names and the like, rendered once.
+#[derive(Debug)]
+pub(crate) struct RenderedInfos {
+    /// The info of every instance that has one.
+    pub(crate) text: Text,
+    /// What it was rendered from.
+    pub(crate) infos: Infos,
+}
+
+impl RenderedInfos {
+    /// Text that was rendered from those infos.
+    pub(crate) fn new(text: impl Into<Bytes>, infos: Infos) -> Self {
+        Self { text: Text::new(text), infos }
     }
 }
 
@@ -56,11 +84,18 @@ impl Rendered {
 pub(crate) struct Snapshot {
     /// Shared with the polls before, for as long as nothing changes.
     pub(crate) rendered: Arc<Rendered>,
+    /// Of instances of that poll alone; `None` where nothing but statuses is read, or not yet.
+    pub(crate) infos: Option<Arc<RenderedInfos>>,
     /// When the poll ended.
     pub(crate) taken_at: Instant,
 }
 
 impl Snapshot {
+    /// The parts of what is served, in their order.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &Text> {
+        [&self.rendered.text].into_iter().chain(self.infos.as_ref().map(|infos| &infos.text))
+    }
+
     /// How old it is at `now`.
     pub(crate) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.taken_at)
@@ -81,8 +116,8 @@ pub(crate) struct Report {
 pub(crate) struct Published {
     snapshot: RwLock<Option<Arc<Snapshot>>>,
     report: RwLock<Option<Report>>,
-    /// How many polls have ended.
-    polls: AtomicU64,
+    /// How many polls and rounds have ended.
+    rounds: AtomicU64,
     /// When the poller last showed that it lives.
     pulse: RwLock<Instant>,
     max_staleness: Duration,
@@ -94,7 +129,7 @@ impl Published {
         Self {
             snapshot: RwLock::default(),
             report: RwLock::default(),
-            polls: AtomicU64::new(0),
+            rounds: AtomicU64::new(0),
             pulse: RwLock::new(Instant::now()),
             max_staleness,
         }
@@ -108,12 +143,17 @@ impl Published {
     /// Tells how the last poll went.
     pub(crate) fn report(&self, report: Report) {
         *write(&self.report) = Some(report);
-        self.polls.fetch_add(1, Ordering::Release);
+        self.count_round();
     }
 
-    /// How many polls have ended: what is derived from one is old when this has changed.
-    pub(crate) fn polls(&self) -> u64 {
-        self.polls.load(Ordering::Acquire)
+    /// A poll, or a round that collects something else, has ended.
+    pub(crate) fn count_round(&self) {
+        self.rounds.fetch_add(1, Ordering::Release);
+    }
+
+    /// How many of them have ended: what is derived from one is old when this has changed.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Acquire)
     }
 
     /// The poller lives at `now`.
@@ -164,7 +204,7 @@ mod tests {
         assert!(published.fresh(Instant::now()).is_none());
         let taken_at = Instant::now();
         let rendered = Rendered::new(b"a 1\n".to_vec(), Arc::default(), Statuses::documented(Service::Vm));
-        published.publish(Snapshot { rendered: Arc::new(rendered), taken_at });
+        published.publish(Snapshot { rendered: Arc::new(rendered), infos: None, taken_at });
         assert!(published.fresh(taken_at + Duration::from_mins(5)).is_some());
         assert!(published.fresh(taken_at + Duration::from_secs(301)).is_none());
         assert!(published.is_ready(), "readiness is about the first success");

@@ -14,8 +14,9 @@ use prometheus::{
 use crate::api::{Action, Kind, Observer};
 
 const SUCCESS: &str = "success";
-/// The collector that reads the statuses, as a label value.
+/// The collectors that read the statuses and what else is told of instances, as label values.
 const INSTANCE_STATUS: &str = "instance-status";
+const INSTANCE_INFO: &str = "instance-info";
 const VALID: &str = "names and labels are valid, and each name is registered once";
 
 /// Every metric of the exporter's own.
@@ -28,7 +29,7 @@ pub(crate) struct Telemetry {
     poll_duration: Histogram,
     polls: IntCounterVec,
     corrections: IntCounter,
-    collector_success: IntGauge,
+    collector_success: IntGaugeVec,
     api_requests: IntCounterVec,
     api_request_duration: HistogramVec,
     api_retries: IntCounterVec,
@@ -107,7 +108,7 @@ impl Telemetry {
                 "zenlayer_exporter_poll_corrections_total",
                 "Known instances that paging missed and a look-up by id or a second walk found.",
             ),
-            collector_success: collectors.with_label_values(&[INSTANCE_STATUS]),
+            collector_success: collectors,
             api_requests: counters(
                 "zenlayer_exporter_api_requests_total",
                 "API requests by action and HTTP status, or by what kept the status from coming.",
@@ -130,6 +131,7 @@ impl Telemetry {
             ),
             registry,
         };
+        telemetry.collector_success.with_label_values(&[INSTANCE_STATUS]);
         telemetry.polls.with_label_values(&[SUCCESS]);
         for kind in Kind::ALL {
             telemetry.polls.with_label_values(&[kind.label()]);
@@ -145,13 +147,23 @@ impl Telemetry {
         let timestamp = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let success = i64::from(outcome.is_ok());
         self.up.set(success);
-        self.collector_success.set(success);
+        self.collector_success.with_label_values(&[INSTANCE_STATUS]).set(success);
         self.last_poll.set(timestamp);
         if outcome.is_ok() {
             self.last_successful_poll.set(timestamp);
         }
         self.poll_duration.observe(took.as_secs_f64());
         self.polls.with_label_values(&[outcome.map_or_else(Kind::label, |()| SUCCESS)]).inc();
+    }
+
+    /// What else is told of instances will be collected: that has not succeeded yet.
+    pub(crate) fn expect_infos(&self) {
+        self.infos_collected(false);
+    }
+
+    /// A round that collects what else is told of instances ended, well or not.
+    pub(crate) fn infos_collected(&self, success: bool) {
+        self.collector_success.with_label_values(&[INSTANCE_INFO]).set(success.into());
     }
 
     /// Changes between these statuses are to be expected: each begins at 0, so that its first is an increase.

@@ -13,9 +13,10 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use common::{Metrics, held};
 use hyper::Method;
+use zenlayer_exporter::api::Action;
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::shard::Shard;
-use zenlayer_exporter::simulator::{KEY_ID, Knobs, PASSWORD, Simulator, TOKEN};
+use zenlayer_exporter::simulator::{Fault, KEY_ID, Knobs, PASSWORD, Simulator, TOKEN};
 
 /// The binary, with nothing of this machine's environment that could change what it does.
 fn exporter(args: &[&str]) -> Command {
@@ -100,6 +101,9 @@ fn every_mistake_is_named_at_once() {
         "--poll.timeout=0s",
         "--web.listen-address=10980",
         "--web.telemetry-path=metrics",
+        "--collector.instance-info.interval=10ms",
+        "--collector.instance-info.tags=cost-center,,env",
+        "--collector.instance-info.tags=cost.center",
         "--metrics.status-series=some",
         "--log.level=loud",
     ]);
@@ -114,6 +118,9 @@ zenlayer-exporter: these settings are wrong:
 --zenlayer.page-size: \"1001\" is not a whole number from 1 to 1000
 --poll.interval: \"often\" is no duration: give one like 30s or 5m
 --poll.timeout: is zero: give a duration like 30s or 5m
+--collector.instance-info.interval: is shorter than a second: give 1s or more
+--collector.instance-info.tags: one of the tags is empty: separate tags by single commas
+--collector.instance-info.tags: \"cost-center\" and \"cost.center\" would both be the label tag_cost_center: leave one out
 --web.listen-address: \"10980\" is no address: give one like :10980, 127.0.0.1:10980 or [::1]:10980
 --web.telemetry-path: \"metrics\" is no path: give one like /metrics
 --metrics.status-series: \"some\" is none of current, all
@@ -290,6 +297,31 @@ async fn once_prints_the_metrics_and_nothing_of_the_process() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn once_includes_names_and_does_not_fail_for_them() {
+    let simulator = simulator(123).await;
+    let with_info = || on_simulator(&simulator, &["--once", "--collector.instance-info"]).output().unwrap();
+    let output = with_info();
+    assert_eq!(output.status.code(), Some(0));
+    let metrics = Metrics::parse(text(&output.stdout));
+    assert_eq!((metrics.instances(), metrics.count("zenlayer_instance_info")), (held(&simulator), 123));
+    let success =
+        |metrics: &Metrics| metrics.value("zenlayer_exporter_collector_success", &[("collector", "instance-info")]);
+    assert_eq!(success(&metrics), Some(1.0));
+
+    simulator.set(|knobs| {
+        knobs.fault = Some(Fault::answer(403, r#"{"requestId":"T1","code":"FORBIDDEN","message":"no"}"#));
+        knobs.fault_of = Some(Action::DescribeInstances);
+    });
+    let output = with_info();
+    assert_eq!(output.status.code(), Some(0), "statuses are there");
+    let metrics = Metrics::parse(text(&output.stdout));
+    assert_eq!((metrics.instances(), metrics.count("zenlayer_instance_info")), (held(&simulator), 0));
+    assert_eq!((success(&metrics), metrics.value("zenlayer_up", &[])), (Some(0.0), Some(1.0)));
+    let says = "DescribeInstances, page 1: HTTP 403, code FORBIDDEN, no (requestId T1): allow this key";
+    assert!(text(&output.stderr).contains(says), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn once_fails_aloud() {
     let simulator = simulator(5).await;
     let output = on_simulator(&simulator, &["--once"]).env("ZENLAYER_ACCESS_KEY_SECRET", "wrong").output().unwrap();
@@ -316,6 +348,18 @@ async fn a_config_check_makes_one_request() {
     let ids = format!("--zenlayer.instance-ids=mistyped,{id}");
     let named = on_simulator(&simulator, &["--config.check", &ids]).output().unwrap();
     assert_eq!(text(&named.stdout), "the settings are right, and the API knows 1 of 2 named instances\n");
+
+    let answered = simulator.tally().answered;
+    let with_info = || on_simulator(&simulator, &["--config.check", "--collector.instance-info"]).output().unwrap();
+    assert_eq!(with_info().status.code(), Some(0));
+    assert_eq!(simulator.tally().answered - answered, 2);
+    simulator.set(|knobs| {
+        knobs.fault = Some(Fault::answer(403, r#"{"code":"FORBIDDEN"}"#));
+        knobs.fault_of = Some(Action::DescribeInstances);
+    });
+    let refused = with_info();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).starts_with("zenlayer-exporter: DescribeInstances, page 1: HTTP 403"));
 }
 
 #[test]

@@ -67,12 +67,12 @@ fn the_flags_are_those_of_the_code_with_their_defaults() {
 
 #[tokio::test]
 async fn the_metrics_are_those_of_the_code_with_their_types_and_labels() {
-    let simulator = Simulator::start(Knobs::still(Service::Vm, 2)).await.unwrap();
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 50)).await.unwrap();
     // There is a metric about the web config where there is one, though it asks for nothing.
     let file = tempfile::NamedTempFile::new().unwrap();
     let web_config = format!("--web.config.file={}", file.path().display());
-    let exporter = Exporter::ready(config(&simulator, &[&web_config])).await;
-    let metrics = exporter.metrics().await;
+    let exporter = Exporter::ready(config(&simulator, &[&web_config, "--collector.instance-info"])).await;
+    let metrics = exporter.until(|metrics| metrics.count("zenlayer_instance_info") == 50).await;
     let served: BTreeSet<_> = metrics
         .text
         .lines()

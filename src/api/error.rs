@@ -12,12 +12,15 @@ use std::time::Duration;
 pub enum Action {
     /// Ids and statuses, by page or by id.
     DescribeInstancesStatus,
+    /// Names and what else is told of instances, by page or by id.
+    DescribeInstances,
 }
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::DescribeInstancesStatus => "DescribeInstancesStatus",
+            Self::DescribeInstances => "DescribeInstances",
         })
     }
 }
@@ -174,7 +177,7 @@ pub struct ApiError {
     pub request_id: Option<Box<str>>,
     /// How long the API asks to wait.
     pub retry_after: Option<Duration>,
-    detail: String,
+    detail: Box<str>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -189,7 +192,7 @@ impl ApiError {
             code: None,
             request_id: None,
             retry_after: None,
-            detail: detail.into(),
+            detail: detail.into().into_boxed_str(),
             source: None,
         }
     }
@@ -203,8 +206,7 @@ impl ApiError {
 
     /// Adds to what happened.
     pub fn explain(&mut self, more: &str) {
-        self.detail.push_str("; ");
-        self.detail.push_str(more);
+        self.detail = format!("{}; {more}", self.detail).into_boxed_str();
     }
 }
 

@@ -3,6 +3,19 @@
 //! Invariant: an entry without a usable id is counted, and fatal only where it breaks the JSON itself; an answer
 //! without `totalCount` is never an empty account. It must not know how bytes are sent.
 
+/// Derived code alone would take an array for an object, field by field.
+macro_rules! objects {
+    ($($object:ty),*) => {$(
+        impl<'de> Shape<'de> for $object {
+            fn from_object<A: MapAccess<'de>>(entries: A) -> Result<Option<Self>, A::Error> {
+                Self::deserialize(MapAccessDeserializer::new(entries)).map(Some)
+            }
+        }
+    )*};
+}
+
+mod info;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,6 +23,8 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+
+pub use self::info::{InfoEntry, InfoPage};
 
 /// Most ids one request may name (reference: `instanceIds`).
 pub const MAX_IDS: usize = 100;
@@ -84,6 +99,46 @@ impl Page {
     }
 }
 
+/// What one action lists, a page at a time.
+pub(crate) trait Listing: Default + Sized {
+    /// Reads the body of a successful answer.
+    fn read(body: &[u8]) -> Result<Answer<Self>, Malformed>;
+    /// Notes the `totalCount` beside the entries.
+    fn count(&mut self, total_count: u64);
+    /// How many entries the API listed, usable or not.
+    fn listed(&self) -> usize;
+    /// Entries without a usable id.
+    fn unusable(&self) -> usize;
+    /// Reads `dataSet`, entry by entry: no list of strings in between.
+    fn take<'de, A: SeqAccess<'de>>(entries: A) -> Result<Self, A::Error>;
+}
+
+impl Listing for Page {
+    fn read(body: &[u8]) -> Result<Answer, Malformed> {
+        read_answer(body)
+    }
+
+    fn count(&mut self, total_count: u64) {
+        self.total_count = total_count;
+    }
+
+    fn listed(&self) -> usize {
+        self.listed()
+    }
+
+    fn unusable(&self) -> usize {
+        self.unusable
+    }
+
+    fn take<'de, A: SeqAccess<'de>>(mut entries: A) -> Result<Self, A::Error> {
+        let mut page = Self::default();
+        while let Some(Loose(entry)) = entries.next_element::<Loose<Entry<'de>>>()? {
+            page.push(&entry.unwrap_or_default());
+        }
+        Ok(page)
+    }
+}
+
 /// The API's own word for why it refused.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Refusal {
@@ -97,9 +152,9 @@ pub struct Refusal {
 
 /// What a body with HTTP 200 can hold.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum Answer<P = Page> {
     /// The payload, nested in `response` or flat.
-    Page(Page),
+    Page(P),
     /// An error body, whatever the HTTP status.
     Refusal(Refusal),
 }
@@ -124,19 +179,34 @@ pub enum Malformed {
     Shape,
 }
 
-/// Reads the body of a successful answer.
+/// Reads the body of a successful answer of DescribeInstancesStatus.
 ///
 /// # Errors
 /// When it is not what the reference describes.
 pub fn read_answer(body: &[u8]) -> Result<Answer, Malformed> {
-    let envelope: Envelope<'_> = read_object(body)?;
+    read(body)
+}
+
+/// Reads the body of a successful answer of DescribeInstances.
+///
+/// # Errors
+/// When it is not what the reference describes.
+pub fn read_infos(body: &[u8]) -> Result<Answer<InfoPage>, Malformed> {
+    read(body)
+}
+
+fn read<P: Listing>(body: &[u8]) -> Result<Answer<P>, Malformed> {
+    let envelope: Envelope<'_, P> = read_object(body)?;
     let flat = Payload { total_count: envelope.total_count, data_set: envelope.data_set };
     let Payload { total_count, data_set } = envelope.response.0.unwrap_or(flat);
-    let page = data_set.map(|entries| entries.0).unwrap_or_default();
+    let mut page = data_set.map(|entries| entries.0).unwrap_or_default();
     match (total_count, envelope.code.usable()) {
         // A failure may carry a payload at its defaults, which must not pass for an empty account.
         (_, Some(_)) if page.listed() == 0 => read_refusal(body).map(Answer::Refusal),
-        (Some(total_count), _) => Ok(Answer::Page(Page { total_count, ..page })),
+        (Some(total_count), _) => {
+            page.count(total_count);
+            Ok(Answer::Page(page))
+        }
         (None, _) => Err(Malformed::Shape),
     }
 }
@@ -173,21 +243,21 @@ struct Words<'a> {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
+#[serde(rename_all = "camelCase", bound = "P: Listing")]
+struct Envelope<'a, P> {
     #[serde(borrow, default)]
     code: Text<'a>,
     #[serde(default)]
-    response: Loose<Payload>,
+    response: Loose<Payload<P>>,
     total_count: Option<u64>,
-    data_set: Option<Entries>,
+    data_set: Option<Entries<P>>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Payload {
+#[serde(rename_all = "camelCase", bound = "P: Listing")]
+struct Payload<P> {
     total_count: Option<u64>,
-    data_set: Option<Entries>,
+    data_set: Option<Entries<P>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -199,30 +269,26 @@ struct Entry<'a> {
     instance_status: Text<'a>,
 }
 
-/// `dataSet`, read straight into a page: no list of strings in between.
-struct Entries(Page);
+/// `dataSet`, read straight into a page.
+struct Entries<P>(P);
 
-impl<'de> Deserialize<'de> for Entries {
+impl<'de, P: Listing> Deserialize<'de> for Entries<P> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor;
+        struct EntriesVisitor<P>(PhantomData<P>);
 
-        impl<'de> Visitor<'de> for EntriesVisitor {
-            type Value = Entries;
+        impl<'de, P: Listing> Visitor<'de> for EntriesVisitor<P> {
+            type Value = P;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an array of instances")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Entries, A::Error> {
-                let mut page = Page::default();
-                while let Some(Loose(entry)) = entries.next_element::<Loose<Entry<'de>>>()? {
-                    page.push(&entry.unwrap_or_default());
-                }
-                Ok(Entries(page))
+            fn visit_seq<A: SeqAccess<'de>>(self, entries: A) -> Result<P, A::Error> {
+                P::take(entries)
             }
         }
 
-        deserializer.deserialize_seq(EntriesVisitor)
+        deserializer.deserialize_seq(EntriesVisitor(PhantomData)).map(Entries)
     }
 }
 
@@ -255,6 +321,11 @@ trait Shape<'de>: Sized {
         while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(None)
     }
+
+    fn from_array<A: SeqAccess<'de>>(mut items: A) -> Result<Option<Self>, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
 }
 
 impl<'de: 'a, 'a> Shape<'de> for Cow<'a, str> {
@@ -263,18 +334,19 @@ impl<'de: 'a, 'a> Shape<'de> for Cow<'a, str> {
     }
 }
 
-/// Derived code alone would take an array for an object, field by field.
-macro_rules! objects {
-    ($($object:ty),*) => {$(
-        impl<'de> Shape<'de> for $object {
-            fn from_object<A: MapAccess<'de>>(entries: A) -> Result<Option<Self>, A::Error> {
-                Self::deserialize(MapAccessDeserializer::new(entries)).map(Some)
-            }
-        }
-    )*};
+objects!(Words<'de>, Entry<'de>);
+
+impl<'de, P: Listing> Shape<'de> for Envelope<'de, P> {
+    fn from_object<A: MapAccess<'de>>(entries: A) -> Result<Option<Self>, A::Error> {
+        Self::deserialize(MapAccessDeserializer::new(entries)).map(Some)
+    }
 }
 
-objects!(Envelope<'de>, Words<'de>, Payload, Entry<'de>);
+impl<'de, P: Listing> Shape<'de> for Payload<P> {
+    fn from_object<A: MapAccess<'de>>(entries: A) -> Result<Option<Self>, A::Error> {
+        Self::deserialize(MapAccessDeserializer::new(entries)).map(Some)
+    }
+}
 
 impl<'de, T: Shape<'de>> Deserialize<'de> for Loose<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -303,9 +375,8 @@ impl<'de, T: Shape<'de>> Visitor<'de> for LooseVisitor<T> {
         T::from_object(entries)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(None)
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Self::Value, A::Error> {
+        T::from_array(items)
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {

@@ -10,7 +10,7 @@ use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::{Api, Command, Config, Flags, ListenAddress, Log, Poll, Target, Web, is_loopback};
+use super::{Api, Command, Config, Flags, InstanceInfo, ListenAddress, Log, Poll, Tag, Target, Web, is_loopback};
 use crate::model::{self, Service, StatusSeries};
 use crate::shard::{MAX_SHARDS, Shard};
 use crate::web_config::WebConfig;
@@ -47,6 +47,7 @@ impl Check<'_> {
         let target = self.target(flags);
         let api = self.api(flags);
         let poll = self.poll(flags);
+        let info = self.instance_info(flags, poll.as_ref());
         let web = self.web(flags);
         let web_config = self.web_config(flags);
         let status_series = self.choice("--metrics.status-series", &flags.metrics_status_series, &series);
@@ -55,6 +56,7 @@ impl Check<'_> {
             target: target?,
             api: api?,
             poll: poll?,
+            instance_info: info.map(|info| flags.collector_instance_info.then_some(info))?,
             web: web?,
             web_config,
             status_series: status_series?,
@@ -234,6 +236,37 @@ impl Check<'_> {
         Some(Poll { interval: interval?, timeout: timeout?, max_staleness: max_staleness? })
     }
 
+    /// Checked also where the collector is off: what is wrong then is wrong on the day it is turned on.
+    fn instance_info(&mut self, flags: &Flags, poll: Option<&Poll>) -> Option<InstanceInfo> {
+        const INTERVAL: &str = "--collector.instance-info.interval";
+        let interval = self.duration(INTERVAL, &flags.collector_instance_info_interval);
+        if interval.is_some_and(|interval| interval < Duration::from_secs(1)) {
+            self.wrong::<()>(INTERVAL, "is shorter than a second: give 1s or more");
+        }
+        let tags = self.tags(&flags.collector_instance_info_tags);
+        let interval = interval?;
+        // A round that takes longer than its interval delays the next one, so it may take all of that.
+        Some(InstanceInfo { interval, timeout: interval.max(poll?.timeout), tags: tags? })
+    }
+
+    fn tags(&mut self, keys: &[String]) -> Option<Vec<Tag>> {
+        const FLAG: &str = "--collector.instance-info.tags";
+        let mut tags: Vec<Tag> = Vec::with_capacity(keys.len());
+        let mistakes = self.mistakes.len();
+        for key in keys.iter().map(|key| key.trim()) {
+            let label = tag_label(key);
+            if key.is_empty() {
+                self.wrong::<()>(FLAG, "one of the tags is empty: separate tags by single commas");
+            } else if let Some(same) = tags.iter().find(|tag| tag.label == label) {
+                let wrong = format!("{:?} and {key:?} would both be the label {label}: leave one out", same.key);
+                self.wrong::<()>(FLAG, &wrong);
+            } else {
+                tags.push(Tag { key: key.to_owned(), label });
+            }
+        }
+        (self.mistakes.len() == mistakes).then_some(tags)
+    }
+
     fn target(&mut self, flags: &Flags) -> Option<Target> {
         if let Some(instances) = demo(flags) {
             let of_an_account = [
@@ -325,6 +358,12 @@ impl Check<'_> {
         self.mistakes.push(format!("{flag}: {what}"));
         None
     }
+}
+
+/// A label's name has letters, digits and underscores; whatever else a tag has is an underscore there.
+fn tag_label(key: &str) -> String {
+    let fit = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    "tag_".chars().chain(key.chars().map(fit)).collect()
 }
 
 /// The number of simulated instances, as typed. A variable may switch the demo on or off as any other switch.

@@ -124,6 +124,21 @@ pub struct Flags {
     #[arg(value_name = "DURATION", default_value = "5m")]
     pub poll_max_staleness: String,
 
+    /// Ask for names, zones, types and expiry of instances too
+    #[arg(long = "collector.instance-info", env = "ZENLAYER_EXPORTER_COLLECTOR_INSTANCE_INFO", hide_env = true)]
+    #[arg(value_parser = FalseyValueParser::new())]
+    pub collector_instance_info: bool,
+
+    /// Time from the start of one round of --collector.instance-info to the start of the next
+    #[arg(long = "collector.instance-info.interval", hide_env = true)]
+    #[arg(env = "ZENLAYER_EXPORTER_COLLECTOR_INSTANCE_INFO_INTERVAL", value_name = "DURATION", default_value = "5m")]
+    pub collector_instance_info_interval: String,
+
+    /// Tags to show as labels of zenlayer_instance_info, env as tag_env; comma-separated or repeated
+    #[arg(long = "collector.instance-info.tags", hide_env = true)]
+    #[arg(env = "ZENLAYER_EXPORTER_COLLECTOR_INSTANCE_INFO_TAGS", value_name = "TAGS", value_delimiter = ',')]
+    pub collector_instance_info_tags: Vec<String>,
+
     /// Serve only this part of the account, of 0 to --total-shards less 1; auto: the number that ends the host name
     #[arg(long = "shard", env = "ZENLAYER_EXPORTER_SHARD", hide_env = true)]
     #[arg(value_name = "N", default_value = "0")]
@@ -190,6 +205,9 @@ impl Flags {
         }
         if self.zenlayer_instance_ids == [""] {
             self.zenlayer_instance_ids.clear();
+        }
+        if self.collector_instance_info_tags == [""] {
+            self.collector_instance_info_tags.clear();
         }
         self
     }

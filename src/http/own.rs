@@ -65,8 +65,8 @@ pub(crate) struct Own(Mutex<Option<Arc<Rendering>>>);
 #[derive(Debug)]
 struct Rendering {
     made_at: Instant,
-    /// How many polls had ended by then.
-    polls: u64,
+    /// How many polls and rounds had ended by then.
+    rounds: u64,
     text: Body,
     open: Body,
 }
@@ -106,20 +106,20 @@ impl InFormat {
 }
 
 impl Own {
-    pub(super) fn get(&self, telemetry: &Telemetry, polls: u64, format: Format) -> InFormat {
+    pub(super) fn get(&self, telemetry: &Telemetry, rounds: u64, format: Format) -> InFormat {
         // A rendering is put in its place whole, so one that a panic interrupted is still the old one.
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let rendering = match &*last {
             Some(rendering)
-                if rendering.polls == polls && now.saturating_duration_since(rendering.made_at) < LIFETIME =>
+                if rendering.rounds == rounds && now.saturating_duration_since(rendering.made_at) < LIFETIME =>
             {
                 Arc::clone(rendering)
             }
             _ => {
                 let text = telemetry.render();
                 let open = Body::new(open_metrics(&text));
-                let rendering = Arc::new(Rendering { made_at: now, polls, text: Body::new(text), open });
+                let rendering = Arc::new(Rendering { made_at: now, rounds, text: Body::new(text), open });
                 *last = Some(Arc::clone(&rendering));
                 rendering
             }

@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ring::digest;
 
+use crate::model::Infos;
 use crate::snapshot::{Rendered, Report};
 
 const STYLE: &str = include_str!("page/style.css");
@@ -48,6 +49,8 @@ pub(super) struct View<'a> {
     pub(super) report: Option<&'a Report>,
     /// The answer that is served now, with its age.
     pub(super) served: Option<(&'a Rendered, Duration)>,
+    /// Names and zones of its instances, where they are read.
+    pub(super) infos: Option<&'a Infos>,
     pub(super) telemetry_path: &'a str,
     pub(super) now: SystemTime,
 }
@@ -67,7 +70,7 @@ pub(super) fn render(view: &View<'_>) -> String {
     state(&mut page, view);
     if let Some((snapshot, _)) = view.served {
         counts(&mut page, snapshot);
-        others(&mut page, snapshot);
+        others(&mut page, snapshot, view.infos);
     }
     let metrics = escape(view.telemetry_path);
     page.extend([
@@ -122,7 +125,7 @@ fn counts(page: &mut String, snapshot: &Rendered) {
     page.push_str("</table>\n");
 }
 
-fn others(page: &mut String, snapshot: &Rendered) {
+fn others(page: &mut String, snapshot: &Rendered, infos: Option<&Infos>) {
     let is_other = |name: &str| name != RUNNING;
     let others = || snapshot.inventory.iter().filter(|instance| is_other(snapshot.statuses.name(instance.status)));
     let count = others().count();
@@ -133,7 +136,12 @@ fn others(page: &mut String, snapshot: &Rendered) {
     let _ = writeln!(page, "<h2>{count} not RUNNING</h2>\n<table id=\"others\">");
     for instance in others().take(MOST_LISTED) {
         let status = shown_status(snapshot.statuses.name(instance.status));
-        page.extend(["<tr><td>", &escape(instance.id), "</td><td>", &status, "</td></tr>\n"]);
+        page.extend(["<tr><td>", &escape(instance.id), "</td>"]);
+        if let Some(infos) = infos {
+            let (name, zone) = infos.find(instance.id).map_or(("", ""), |info| (info.name, info.zone()));
+            page.extend(["<td>", &escape(name), "</td><td>", &escape(zone), "</td>"]);
+        }
+        page.extend(["<td>", &status, "</td></tr>\n"]);
     }
     page.push_str("</table>\n");
     if count > MOST_LISTED {
@@ -159,7 +167,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{Service, Sightings, Statuses};
+    use crate::model::{Findings, Service, Sightings, Statuses};
 
     fn snapshot(entries: &[(&str, &str)]) -> Rendered {
         let mut statuses = Statuses::documented(Service::Vm);
@@ -172,6 +180,10 @@ mod tests {
     }
 
     fn page(outcome: Option<Result<usize, &str>>, served: Option<&Rendered>) -> String {
+        page_with(outcome, served, None)
+    }
+
+    fn page_with(outcome: Option<Result<usize, &str>>, served: Option<&Rendered>, infos: Option<&Infos>) -> String {
         let about = About { service: "vm", polled: "https://<api>".to_owned(), interval: Duration::from_secs(30) };
         let at = SystemTime::UNIX_EPOCH;
         let report = outcome.map(|outcome| Report { at, outcome: outcome.map_err(str::to_owned) });
@@ -179,6 +191,7 @@ mod tests {
             about: &about,
             report: report.as_ref(),
             served: served.map(|snapshot| (snapshot, Duration::from_secs(65))),
+            infos,
             telemetry_path: "/metrics",
             now: at + Duration::from_secs(5),
         })
@@ -204,6 +217,20 @@ mod tests {
         let gone = page(Some(Err("no connection")), None);
         assert!(gone.contains(r#"<p class="state bad">Polls fail, and there is no answer young enough"#), "{gone}");
         assert!(!gone.contains("By status"));
+    }
+
+    #[test]
+    fn names_and_zones_are_shown_where_they_are_known() {
+        let mut findings = Findings::new(0);
+        findings.push("i-1", "<b>db", ["SIN-\"A", "", "", "", ""], [], None).unwrap();
+        let infos = findings.into_infos();
+        let stopped = snapshot(&[("i-1", "STOPPED"), ("i-2", "STOPPED"), ("i-3", "RUNNING")]);
+        let page = page_with(Some(Ok(3)), Some(&stopped), Some(&infos));
+        assert!(
+            page.contains("<tr><td>i-1</td><td>&lt;b&gt;db</td><td>SIN-&quot;A</td><td>STOPPED</td></tr>"),
+            "{page}"
+        );
+        assert!(page.contains("<tr><td>i-2</td><td></td><td></td><td>STOPPED</td></tr>"), "{page}");
     }
 
     #[test]

@@ -134,18 +134,19 @@ impl Site {
     async fn metrics(&self, headers: &HeaderMap) -> Response<Body> {
         let format = Format::preferred(headers);
         let snapshot = self.published.fresh(Instant::now());
-        let own = self.own.get(&self.telemetry, self.published.polls(), format);
+        let own = self.own.get(&self.telemetry, self.published.rounds(), format);
         let mut response = if accepts_gzip(headers) {
-            let frames = match &snapshot {
-                Some(snapshot) => gzip::member(snapshot.rendered.zipped().await, own.zipped()),
-                None => gzip::member(&gzip::Part::first(b""), own.zipped()),
-            };
-            let mut response = answer(StatusCode::OK, format.content_type(), Parts::new(frames));
+            let mut parts = Vec::new();
+            for text in snapshot.iter().flat_map(|snapshot| snapshot.texts()) {
+                parts.push(text.zipped().await);
+            }
+            parts.push(own.zipped());
+            let mut response = answer(StatusCode::OK, format.content_type(), Parts::new(gzip::member(&parts)));
             response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             response
         } else {
-            let instances = snapshot.map(|snapshot| snapshot.rendered.text.clone()).unwrap_or_default();
-            answer(StatusCode::OK, format.content_type(), Parts::new([instances, own.text()]))
+            let texts = snapshot.iter().flat_map(|snapshot| snapshot.texts()).map(|text| text.bytes.clone());
+            answer(StatusCode::OK, format.content_type(), Parts::new(texts.chain([own.text()])))
         };
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept, accept-encoding"));
         response
@@ -184,6 +185,7 @@ impl Site {
             about: &self.about,
             report: report.as_ref(),
             served: snapshot.as_deref().map(|snapshot| (&*snapshot.rendered, snapshot.age(now))),
+            infos: snapshot.as_deref().and_then(|snapshot| Some(&snapshot.infos.as_ref()?.infos)),
             telemetry_path: &self.telemetry_path,
             now: SystemTime::now(),
         });
@@ -313,7 +315,7 @@ mod tests {
     async fn health_is_about_the_poll_loop() {
         let site = site();
         let rendered = Rendered::new(b"a 1\n".to_vec(), Arc::default(), Statuses::documented(Service::Vm));
-        site.published.publish(Snapshot { rendered: Arc::new(rendered), taken_at: Instant::now() });
+        site.published.publish(Snapshot { rendered: Arc::new(rendered), infos: None, taken_at: Instant::now() });
         assert_eq!(get(&site, "/readyz").await, (200, "ready\n".to_owned()));
         assert_eq!(get(&site, "/healthz").await, (200, "ok\n".to_owned()));
         tokio::time::advance(Duration::from_secs(181)).await;

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use fastrand::Rng;
+use serde_json::{Map, Value};
 
 use crate::model::Service;
 
@@ -44,6 +45,8 @@ pub struct Machine {
     pub id: String,
     /// `None` where the API is to leave it out.
     pub status: Option<String>,
+    /// The fields that DescribeInstances is to have besides `instanceId`, or instead of it; `None`: plausible ones.
+    pub details: Option<Box<Map<String, Value>>>,
     /// Ticks left in this status.
     ticks: u32,
 }
@@ -87,7 +90,7 @@ impl Fleet {
         self.next_id += 1;
         let id = 100_000_000_000_000_000 + (self.next_id.wrapping_mul(0x9E37_79B9_7F4A_7C15) & ((1 << 59) - 1));
         let ticks = ticks(status, &mut self.rng);
-        self.machines.push(Machine { id: id.to_string(), status: Some(status.to_owned()), ticks });
+        self.machines.push(Machine { id: id.to_string(), status: Some(status.to_owned()), details: None, ticks });
     }
 
     /// Deletes one instance, whichever, and creates another.

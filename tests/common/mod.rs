@@ -217,6 +217,11 @@ impl Metrics {
         self.series.iter().filter_map(of_instance).collect()
     }
 
+    /// Every value that a label has among the series of that name.
+    pub(crate) fn values_of(&self, name: &str, label: &str) -> BTreeSet<String> {
+        self.series.keys().filter(|(known, _)| known == name).map(|(_, labels)| labels[label].clone()).collect()
+    }
+
     /// How many series have that name.
     pub(crate) fn count(&self, name: &str) -> usize {
         self.series.keys().filter(|(known, _)| known == name).count()

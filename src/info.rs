@@ -1,0 +1,261 @@
+//! All pages of DescribeInstances into what is told of each instance, on an interval of its own.
+//!
+//! Names are for people: nothing is called gone because a page missed it, so one walk is enough. Invariant: a round that
+//! fails brings nothing, and no round takes more than half of the requests that may be in flight, so that statuses need
+//! not wait for it. It must not know which instances exist, nor what becomes of what it finds.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::api::wire::MAX_IDS;
+use crate::api::{ApiError, Client, InfoPage, Kind, Session};
+use crate::config::{InstanceInfo, Tag};
+use crate::inventory;
+use crate::model::{Findings, Infos};
+use crate::shard::{Others, Shard};
+use crate::telemetry::Telemetry;
+
+/// Look-ups that wait for the end of a round; what more there are is left to the next round.
+const MOST_WAITING: usize = 16;
+/// Requests that one look-up of new instances may take, where the API refuses those that name one that is gone again.
+const MOST_REQUESTS: usize = 20;
+/// Instances that a walk may miss, or one in so many where that is more: a list changes while it is read.
+const MOST_MISSED: u64 = 10;
+const MISSED_SHARE: u64 = 100;
+
+/// Asks the API for what it tells of instances.
+pub(crate) struct Collector {
+    client: Arc<Client>,
+    settings: InstanceInfo,
+    telemetry: Arc<Telemetry>,
+    wanted: mpsc::Receiver<Vec<String>>,
+    found: mpsc::Sender<Infos>,
+}
+
+/// The other end: what a collector found, and what it is to look up.
+pub(crate) struct Feed {
+    wanted: mpsc::Sender<Vec<String>>,
+    found: mpsc::Receiver<Infos>,
+}
+
+impl Feed {
+    /// What the next round or look-up brings; never, where there is none to come.
+    pub(crate) async fn next(&mut self) -> Infos {
+        match self.found.recv().await {
+            Some(infos) => infos,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Asks for instances that have just come, unless there are more than one request can name: the next round has those.
+    pub(crate) fn ask_for(&self, ids: &[&str]) {
+        if (1..=MAX_IDS).contains(&ids.len()) {
+            // Where too much waits already, the next round has them too.
+            let _ = self.wanted.try_send(ids.iter().map(|&id| id.to_owned()).collect());
+        }
+    }
+}
+
+impl Collector {
+    /// A collector that has asked for nothing yet, and what it will feed.
+    pub(crate) fn new(client: Arc<Client>, settings: InstanceInfo, telemetry: Arc<Telemetry>) -> (Self, Feed) {
+        let (ask, wanted) = mpsc::channel(MOST_WAITING);
+        let (found, take) = mpsc::channel(1);
+        telemetry.expect_infos();
+        (Self { client, settings, telemetry, wanted, found }, Feed { wanted: ask, found: take })
+    }
+
+    /// Reads everything at once and then at every interval, and in between what it is asked for.
+    pub(crate) async fn run(mut self) -> Infallible {
+        let mut ticks = interval(self.settings.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let found = tokio::select! {
+                _ = ticks.tick() => self.round().await,
+                Some(ids) = self.wanted.recv() => self.look_up_new(&ids).await,
+            };
+            if let Some(infos) = found {
+                // Nobody takes it any more only where the process ends.
+                let _ = self.found.send(infos).await;
+            }
+        }
+    }
+
+    /// Reads everything once; `None` when a part of it could not be had, which is logged.
+    pub(crate) async fn round(&self) -> Option<Infos> {
+        let started = Instant::now();
+        let result = self.within_timeout(self.read_all()).await;
+        self.telemetry.infos_collected(result.is_ok());
+        let duration = format!("{:.3}s", started.elapsed().as_secs_f64());
+        match result {
+            Ok(infos) => {
+                tracing::info!(instances = infos.len(), duration, "info round succeeded");
+                Some(infos)
+            }
+            Err(error) => {
+                let interval = humantime::format_duration(self.settings.interval);
+                let next = format!("next round within {interval}, until then what is known of instances stays");
+                log(&error, &next, "info round failed");
+                None
+            }
+        }
+    }
+
+    async fn look_up_new(&self, ids: &[String]) -> Option<Infos> {
+        let ids: Vec<_> = ids.iter().map(String::as_str).collect();
+        let found = self.within_timeout(async {
+            let session = self.client.session().await?;
+            let mut reading = self.nothing_read();
+            reading.take_all(&look_up(&session, &ids, MOST_REQUESTS).await?)?;
+            Ok(reading.findings.into_infos())
+        });
+        found.await.inspect_err(|error| log(error, "the next round asks for all", "info look-up failed")).ok()
+    }
+
+    async fn within_timeout(&self, read: impl Future<Output = Result<Infos, ApiError>>) -> Result<Infos, ApiError> {
+        timeout(self.settings.timeout, read).await.unwrap_or_else(|_| {
+            let limit = humantime::format_duration(self.settings.timeout);
+            let detail = format!("reading names and the like of instances did not finish within {limit}");
+            Err(ApiError::new(Kind::Deadline, detail))
+        })
+    }
+
+    async fn read_all(&self) -> Result<Infos, ApiError> {
+        let session = self.client.session().await?;
+        let Some(named) = self.client.settings().instance_ids.as_deref() else {
+            return self.walk(&session).await;
+        };
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        self.read_named(&session, &named).await
+    }
+
+    /// Reads every page once. The first tells how many there are; the others are read side by side.
+    async fn walk(&self, session: &Session<'_>) -> Result<Infos, ApiError> {
+        let first = session.info_page(1).await?;
+        let total = first.total_count;
+        inventory::check_total(total, self.client.settings().shard)?;
+        let mut reading = self.nothing_read();
+        reading.take(&first)?;
+        drop(first);
+        let last = total.div_ceil(self.client.settings().page_size as u64);
+        let mut rest = stream::iter(2..=last).map(|number| session.info_page(number)).buffer_unordered(self.width());
+        while let Some(page) = rest.try_next().await? {
+            reading.take(&page)?;
+        }
+        reading.into_infos()
+    }
+
+    async fn read_named(&self, session: &Session<'_>, ids: &[&str]) -> Result<Infos, ApiError> {
+        let mut requests = Vec::new();
+        // A loop: the future of a closure over borrowed batches would not be `Send` for every lifetime.
+        for batch in ids.chunks(MAX_IDS) {
+            requests.push(look_up(session, batch, usize::MAX));
+        }
+        let mut batches = stream::iter(requests).buffer_unordered(self.width());
+        let mut reading = self.nothing_read();
+        while let Some(pages) = batches.try_next().await? {
+            reading.take_all(&pages)?;
+        }
+        Ok(reading.findings.into_infos())
+    }
+
+    fn nothing_read(&self) -> Reading<'_> {
+        let (tags, shard) = (&self.settings.tags, self.client.settings().shard);
+        let (findings, others) = (Findings::new(tags.len()), Others::default());
+        Reading { tags, shard, findings, others, unusable: 0, least_total: u64::MAX }
+    }
+
+    /// Requests to have under way at a time; the rest is for statuses.
+    fn width(&self) -> usize {
+        (self.client.settings().concurrency / 2).max(1)
+    }
+}
+
+/// Asks for at most [`MAX_IDS`] ids, halved for as long as the API answers that one of them does not exist.
+async fn look_up(session: &Session<'_>, ids: &[&str], most: usize) -> Result<Vec<InfoPage>, ApiError> {
+    let mut found = Vec::new();
+    let mut pending = VecDeque::from([ids]);
+    let mut asked = 0;
+    while let Some(batch) = pending.pop_front() {
+        if asked == most {
+            break;
+        }
+        asked += 1;
+        match session.infos_of(batch).await {
+            Ok(page) => found.push(page),
+            Err(error) if error.kind == Kind::NotFound => {
+                if batch.len() > 1 {
+                    let (left, right) = batch.split_at(batch.len() / 2);
+                    pending.extend([left, right]);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// What was read so far.
+struct Reading<'a> {
+    tags: &'a [Tag],
+    shard: Shard,
+    findings: Findings,
+    others: Others,
+    unusable: usize,
+    /// The least `totalCount` that a page told.
+    least_total: u64,
+}
+
+impl Reading<'_> {
+    fn take_all(&mut self, pages: &[InfoPage]) -> Result<(), ApiError> {
+        pages.iter().try_for_each(|page| self.take(page))
+    }
+
+    fn take(&mut self, page: &InfoPage) -> Result<(), ApiError> {
+        self.unusable += page.unusable;
+        self.least_total = self.least_total.min(page.total_count);
+        for entry in page.entries() {
+            if let Some(hash) = self.shard.foreign(entry.id) {
+                self.others.push(hash, self.shard.most_instances()).map_err(inventory::overflow)?;
+                continue;
+            }
+            let tags = self.tags.iter().map(|tag| entry.tag(&tag.key));
+            let pushed = self.findings.push(entry.id, entry.name, entry.shared, tags, entry.expires);
+            pushed.map_err(inventory::overflow)?;
+        }
+        Ok(())
+    }
+
+    /// A list that changes hides a few instances from a walk, which the next shows. Where many are missing, paging does
+    /// not work, which must not pass for a success.
+    fn into_infos(self) -> Result<Infos, ApiError> {
+        let (unusable, total) = (self.unusable as u64, self.least_total);
+        let infos = self.findings.into_infos();
+        let found = (infos.len() + self.others.distinct().len()) as u64 + unusable;
+        if total.saturating_sub(found) > MOST_MISSED.max(total / MISSED_SHARE) {
+            let detail = format!(
+                "the pages of DescribeInstances have {found} different instances, though the API counts {total}: if it \
+                 serves shorter pages than it is asked for, lower --zenlayer.page-size"
+            );
+            return Err(ApiError::new(Kind::Inconsistent, detail));
+        }
+        Ok(infos)
+    }
+}
+
+fn log(error: &ApiError, next: &str, message: &str) {
+    tracing::error!(
+        action = error.request.map(|(action, _)| action.to_string()),
+        part = error.request.map(|(_, part)| part.to_string()),
+        code = error.code.as_deref(),
+        requestId = error.request_id.as_deref(),
+        error = %error,
+        next,
+        "{message}"
+    );
+}
