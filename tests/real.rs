@@ -16,10 +16,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::Method;
 use reqwest::Url;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use zenlayer_exporter::api::Action;
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::simulator::{Fault, KEY_ID, Knobs, PASSWORD, Simulator, TOKEN};
 
@@ -31,6 +32,9 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Each escaped in another way by the text format, JSON and PromQL.
 const HOSTILE: [&str; 6] =
     ["quote\"d", "back\\slash", "new\nline", "no new line: \\n", "}, {a=\"b\"} 1", "Größe 云 🦀"];
+
+/// Names and the like too.
+const INFO_ON: [&str; 2] = ["--collector.instance-info", "--collector.instance-info.tags=env"];
 
 /// Id and status of every instance.
 type Held = BTreeSet<(String, String)>;
@@ -52,6 +56,42 @@ async fn the_sdk_lists_every_instance_with_a_key_pair() {
 #[ignore = "needs the vendor's Python SDK: tests/run.sh"]
 async fn the_sdk_lists_every_instance_with_a_token() {
     lists_every_instance(&[("ZENLAYER_TOKEN", TOKEN)]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the vendor's Python SDK: tests/run.sh"]
+async fn the_sdk_is_told_what_the_exporter_shows() {
+    let credentials = [("ZENLAYER_TOKEN", TOKEN)];
+    for service in [Service::Vm, Service::Zec] {
+        let simulator = Simulator::start(Knobs::still(service, 1234)).await.unwrap();
+        give_hostile_names(&simulator);
+        let action = Action::DescribeInstances;
+        let told = ask_with_sdk(&simulator, service, service.newest_version(), &credentials, action).await.unwrap();
+        let service = format!("--zenlayer.service={}", service.name());
+        let exporter = Exporter::ready(config(&simulator, &[&service, INFO_ON[0], INFO_ON[1]])).await;
+        let metrics = exporter.until(|metrics| metrics.count("zenlayer_instance_info") == 1234).await;
+        assert_eq!(told.len(), 1234);
+        for instance in &told {
+            let fields =
+                ["instanceName", "zoneId", "instanceType", "imageName", "instanceChargeType", "resourceGroupName"];
+            // One service tells no charge type, and then neither does a label.
+            let optional = service.ends_with("zec").then_some("instanceChargeType");
+            let of_field = |field| match instance[field].as_str() {
+                Some(text) => (field, text),
+                None if optional == Some(field) => (field, ""),
+                None => panic!("no {field}: {instance}"),
+            };
+            let id = ("instanceId", instance["id"].as_str().unwrap());
+            let tag = ("tag_env", instance["tags"]["env"].as_str().expect("the SDK has tags"));
+            let labels: Vec<_> = [id].into_iter().chain(fields.map(of_field)).chain([tag]).collect();
+            assert_eq!(metrics.value("zenlayer_instance_info", &labels), Some(1.0), "{instance}");
+            let expires = instance["expiredTime"].as_str().map(|time| {
+                let time = humantime::parse_rfc3339(time).unwrap();
+                time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+            });
+            assert_eq!(metrics.value("zenlayer_instance_expiry_timestamp_seconds", &[id]), expires, "{instance}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -102,22 +142,43 @@ async fn prometheus_shows_each_instance_in_the_status_it_is_in_and_no_other() {
 
 #[tokio::test]
 #[ignore = "needs prometheus and promtool: tests/run.sh"]
-async fn prometheus_answers_every_query_of_the_readme() {
+async fn prometheus_answers_every_query_of_the_readme_and_the_recipes() {
     let simulator = Simulator::start(Knobs::still(Service::Vm, 50)).await.unwrap();
-    let exporter = Exporter::ready(config(&simulator, &[])).await;
+    give_hostile_names(&simulator);
+    // Of the made up subscriptions, few or none end that soon.
+    let soon = SystemTime::now() + Duration::from_hours(10 * 24);
+    let details = json!({
+        "instanceName": format!("web {}", HOSTILE.concat()),
+        "expiredTime": humantime::format_rfc3339_seconds(soon).to_string(),
+    });
+    simulator
+        .with_fleet(|fleet| fleet.machines.last_mut().unwrap().details = details.as_object().cloned().map(Box::new));
+    let exporter = Exporter::ready(config(&simulator, &INFO_ON)).await;
     let prometheus = Prometheus::scraping(exporter.address).await;
     prometheus.until_it_shows(&held(&simulator)).await;
     change_last(&simulator, "STOPPING");
     prometheus.until_it_shows(&held(&simulator)).await;
-    let queries: Vec<_> = include_str!("../README.md")
-        .split("```promql\n")
-        .skip(1)
-        .map(|block| block.split("```").next().unwrap())
-        .collect();
-    assert!(!queries.is_empty());
-    for query in queries {
-        assert_ne!(prometheus.query(query).await, Vec::<Value>::new(), "nothing comes of {query}");
+    let recipes = include_str!("../deploy/prometheus/RECIPES.md");
+    let (_, on_names) = recipes.split_once("\n## Which names?\n").unwrap();
+    let on_names = on_names.split("\n## ").next().unwrap();
+    for text in [include_str!("../README.md"), on_names] {
+        assert!(queries(text).len() > 4, "no queries");
+        for query in queries(text) {
+            assert_ne!(prometheus.query(query).await, Vec::<Value>::new(), "nothing comes of {query}");
+        }
     }
+    // The others ask for what this server has not seen yet: tests/rules/check.py has one that has.
+    for query in queries(recipes) {
+        prometheus.query(query).await;
+    }
+    let named = prometheus.query(queries(on_names)[0]).await;
+    let others = held(&simulator).into_iter().filter(|(_, status)| status != "RUNNING").count();
+    assert_eq!(named.len(), others, "a join must not lose an instance");
+    assert!(named.iter().any(|series| text(&series["metric"]["instanceName"]) == text(&details["instanceName"])));
+}
+
+fn queries(text: &str) -> Vec<&str> {
+    text.split("```promql\n").skip(1).map(|block| block.split("```").next().unwrap()).collect()
 }
 
 #[tokio::test]
@@ -128,15 +189,19 @@ async fn promtool_objects_to_the_api_s_own_label_names_alone() {
         give_hostile_names(&simulator);
         let series = format!("--metrics.status-series={series}");
         let service = format!("--zenlayer.service={}", service.name());
-        let exporter = Exporter::ready(config(&simulator, &[&series, &service])).await;
+        let exporter = Exporter::ready(config(&simulator, &[&series, &service, INFO_ON[0], INFO_ON[1]])).await;
+        exporter.until(|metrics| metrics.count("zenlayer_instance_info") == 100).await;
         live_through_everything(&simulator, &exporter).await;
         let metrics = exporter.metrics().await;
         assert_eq!(differences(&metrics.instances(), &held(&simulator)), Differences::default());
         let checked = check_metrics(metrics.text).await;
         // It says so once for each series.
         let said: BTreeSet<_> = std::str::from_utf8(&checked.stderr).unwrap().lines().collect();
-        let allowed = "zenlayer_instance_status label names should be written in 'snake_case' not 'camelCase'";
-        assert_eq!(said, BTreeSet::from([allowed]));
+        let of_the_api = ["status", "info", "expiry_timestamp_seconds"];
+        let allowed = of_the_api.map(|name| {
+            format!("zenlayer_instance_{name} label names should be written in 'snake_case' not 'camelCase'")
+        });
+        assert_eq!(said, allowed.iter().map(String::as_str).collect());
         assert_eq!(String::from_utf8_lossy(&checked.stdout), "");
         assert_eq!(checked.status.code(), Some(3), "promtool's code for lint");
     }
@@ -147,7 +212,8 @@ async fn promtool_objects_to_the_api_s_own_label_names_alone() {
 async fn the_strict_parser_of_open_metrics_reads_what_the_text_says() {
     let simulator = Simulator::start(Knobs::still(Service::Vm, 100)).await.unwrap();
     give_hostile_names(&simulator);
-    let exporter = Exporter::ready(config(&simulator, &[])).await;
+    let exporter = Exporter::ready(config(&simulator, &INFO_ON)).await;
+    exporter.until(|metrics| metrics.count("zenlayer_instance_info") == 100).await;
     live_through_everything(&simulator, &exporter).await;
     let accept = [("accept", "application/openmetrics-text;version=1.0.0")];
     let open = request(exporter.address, Method::GET, "/metrics", &accept).await;
@@ -186,16 +252,28 @@ async fn list_with_sdk(
     version: &str,
     credentials: &[(&str, &str)],
 ) -> Result<Held, Value> {
+    let listed = ask_with_sdk(simulator, service, version, credentials, Action::DescribeInstancesStatus).await?;
+    Ok(each_once(listed.iter().map(|line| (text(&line["id"]), text(&line["status"])))))
+}
+
+/// What the vendor's SDK makes of every entry, or what it throws.
+async fn ask_with_sdk(
+    simulator: &Simulator,
+    service: Service,
+    version: &str,
+    credentials: &[(&str, &str)],
+    action: Action,
+) -> Result<Vec<Value>, Value> {
     let mut command = Command::new(test_python());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk/list_instances.py");
-    command.args([script, simulator.endpoint().as_str(), service.name(), version, "1000"]);
+    command.args([script, simulator.endpoint().as_str(), service.name(), version, "1000", &action.to_string()]);
     // Neither a proxy nor a key of this machine's owner has a place here.
     command.env_clear().envs(credentials.iter().copied());
     let output = finish(command).await;
     let lines: Vec<Value> =
         String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     match output.status.code() {
-        Some(0) => Ok(each_once(lines.iter().map(|line| (text(&line["id"]), text(&line["status"]))))),
+        Some(0) => Ok(lines),
         Some(1) if lines.len() == 1 => Err(lines[0].clone()),
         _ => panic!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
     }

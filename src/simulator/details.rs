@@ -48,17 +48,15 @@ fn made_up(machine: &Machine, service: Service, seed: u64, now: u64) -> Value {
     let created = FOUNDED + dice.below(TERM / DAY) * DAY + dice.below(DAY);
     let prepaid = dice.below(3) == 0;
     let terms = now.saturating_sub(created) / TERM + 1;
-    json!({
+    let charge_type = if prepaid { "PREPAID" } else { "POSTPAID" };
+    let mut entry = json!({
         "instanceId": machine.id,
         "instanceName": format!("{role}-{city}-{environment}-{number:02}"),
-        "instanceStatus": machine.status,
         "zoneId": zone,
         "instanceType": kind,
-        "cpuCount": processors,
         "memory": memory,
         "imageId": image.to_lowercase().replace(' ', "-"),
         "imageName": image,
-        "instanceChargeType": if prepaid { "PREPAID" } else { "POSTPAID" },
         "publicIpAddresses": [format!("203.0.113.{number}")],
         "privateIpAddresses": [format!("10.0.{}.{number}", dice.below(256))],
         "createTime": time(created),
@@ -66,7 +64,18 @@ fn made_up(machine: &Machine, service: Service, seed: u64, now: u64) -> Value {
         "resourceGroupId": group.to_lowercase().replace(' ', "-"),
         "resourceGroupName": group,
         "tags": {"tags": [{"key": "env", "value": environment}, {"key": "team", "value": team}]},
-    })
+    });
+    // Of some fields each service has its own name, and one tells no charge type, as the vendor's SDK has them.
+    let (status, processor_count) = match service {
+        Service::Vm => ("instanceStatus", "cpuCount"),
+        Service::Zec => ("status", "cpu"),
+    };
+    entry[status] = json!(machine.status);
+    entry[processor_count] = json!(processors);
+    if service == Service::Vm {
+        entry["instanceChargeType"] = json!(charge_type);
+    }
+    entry
 }
 
 fn time(seconds: u64) -> String {

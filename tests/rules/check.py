@@ -187,7 +187,14 @@ def live(exporter, prometheus, directory):
     current, every, port = free_port(), free_port(), free_port()
     written = configuration(directory, f"127.0.0.1:{current}", f"127.0.0.1:{every}")
     commands = [
-        [exporter, "--demo", "--poll.interval=1s", f"--web.listen-address=127.0.0.1:{current}"],
+        [
+            exporter,
+            "--demo",
+            "--poll.interval=1s",
+            f"--web.listen-address=127.0.0.1:{current}",
+            "--collector.instance-info",
+            "--collector.instance-info.tags=env",
+        ],
         [exporter, "--demo", "--poll.interval=1s", f"--web.listen-address=127.0.0.1:{every}", "--metrics.status-series=all"],
         [
             prometheus,

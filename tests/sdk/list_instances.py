@@ -1,10 +1,10 @@
 """Lists every instance with the vendor's own SDK, as an independent client of the simulator.
 
-Usage: list_instances.py ENDPOINT SERVICE API-VERSION PAGE-SIZE
+Usage: list_instances.py ENDPOINT SERVICE API-VERSION PAGE-SIZE ACTION
 
 The credentials come from ZENLAYER_TOKEN, or else ZENLAYER_ACCESS_KEY_ID and ZENLAYER_ACCESS_KEY_SECRET.
-Each line of the output is JSON: {"id", "status"} of one instance in the API's order, or, with exit code 1,
-{"code", "message", "requestId"} of the SDK's exception.
+Each line of the output is JSON, in the API's order: {"id", "status"} of one instance for DescribeInstancesStatus, and what
+else the SDK has of it for DescribeInstances; or, with exit code 1, {"code", "message", "requestId"} of the SDK's exception.
 """
 
 import importlib
@@ -33,23 +33,34 @@ def connect(endpoint, service, version):
     return client_class(credential(), Config(scheme=url.scheme, domain=url.netloc)), models
 
 
-def instances(client, models, page_size):
-    request = models.DescribeInstancesStatusRequest()
+def instances(client, models, page_size, action):
+    request = getattr(models, f"{action}Request")()
     request.pageSize = page_size
     request.pageNum = 1
     while True:
-        page = client.DescribeInstancesStatus(request)
+        page = getattr(client, action)(request)
         yield from page.dataSet or []
         if request.pageNum * page_size >= page.totalCount:
             return
         request.pageNum += 1
 
 
-def main(endpoint, service, version, page_size):
+def told(instance):
+    """What a person would look for; a service or version without a field has none of it."""
+    fields = ["instanceName", "zoneId", "instanceType", "imageName", "instanceChargeType", "expiredTime", "resourceGroupName"]
+    tags = getattr(instance, "tags", None)
+    pairs = {tag.key: tag.value for tag in tags.tags} if tags else None
+    return {field: getattr(instance, field, None) for field in fields} | {"tags": pairs}
+
+
+def main(endpoint, service, version, page_size, action):
     client, models = connect(endpoint, service, version)
     try:
-        for instance in instances(client, models, int(page_size)):
-            print(json.dumps({"id": instance.instanceId, "status": instance.instanceStatus}))
+        for instance in instances(client, models, int(page_size), action):
+            if action == "DescribeInstancesStatus":
+                print(json.dumps({"id": instance.instanceId, "status": instance.instanceStatus}))
+            else:
+                print(json.dumps({"id": instance.instanceId} | told(instance)))
     except ZenlayerCloudSdkException as error:
         print(json.dumps({"code": error.code, "message": error.message, "requestId": error.request_id}))
         sys.exit(1)
