@@ -43,6 +43,22 @@ def status(more="", chosen=CHOSEN, suffix=""):
     return f"zenlayer_instance_status{{{', '.join(filter(None, [chosen, more]))}}}{suffix}"
 
 
+def named(expr, everyone, at=""):
+    """Adds name and zone to series of instances, where --collector.instance-info is on. A join drops what its other side
+    lacks, so `everyone` has each instance at 1, without them. Of two names, as two exporters may tell for a moment, one is
+    taken: two would be an error."""
+    info = f"zenlayer_instance_info{{{CHOSEN}}}{at}"
+    return f"""({expr}) * on (instanceId) group_left (instanceName, zoneId) (
+  topk by (instanceId) (1, max by (instanceId, instanceName, zoneId) ({info}))
+  or on (instanceId) {everyone}
+)"""
+
+
+def told(expr):
+    """The name before the id, in a label for legends; the id alone, after a space, where there is no name."""
+    return f'label_join({expr}, "told", " ", "instanceName", "instanceId")'
+
+
 # ---- Queries that need a word of explanation.
 
 # An exporter that Prometheus cannot scrape has no zenlayer_up: it counts as 0, for as long as it is a target. Other
@@ -64,7 +80,7 @@ TRANSITIONS = f"""label_join(
 or on () label_replace(vector(0), "change", "none", "", "")"""
 
 # The last time the instance was seen in any other status; 0 where that was before the shown range.
-NOT_RUNNING = f"""1000 * max by (instanceId, status) (
+_NOT_RUNNING = f"""1000 * max by (instanceId, status) (
   0 * ({status('status!="RUNNING", status=~"$status"')} == 1) + on (instanceId) group_left ()
     max by (instanceId) (
       max_over_time(timestamp({status()} == 1)[$__range:$__interval])
@@ -72,11 +88,12 @@ NOT_RUNNING = f"""1000 * max by (instanceId, status) (
     )
   or 0 * ({status('status!="RUNNING", status=~"$status"')} == 1)
 )"""
+NOT_RUNNING = named(_NOT_RUNNING, f"max by (instanceId) ({status()} == 1)")
 
 # A return: RUNNING, and not so 30 seconds before, though the exporter knew then. 0 for the steady. Looking at this one
 # status alone keeps it fast for ten thousand instances.
 _RUNNING = 'status="RUNNING"'
-FLAPPERS = f"""topk(10,
+_RETURNS = f"""
   sum by (instanceId) (count_over_time((
     max by (instanceId) (
       {status(_RUNNING)} == 1
@@ -85,7 +102,9 @@ FLAPPERS = f"""topk(10,
     unless on (instanceId) ({status(_RUNNING, suffix=" offset 30s")} == 1)
   )[1h:30s]))
   or 0 * max by (instanceId) ({status()} == 1)
-)"""
+"""
+# Of equals `topk` takes any, and others when asked again: so that is done once.
+FLAPPERS = told(named(f"topk(10,{_RETURNS})", f"({_RETURNS}) ^ 0"))
 
 # Of the chosen instances those that were in the most statuses, so that a large fleet can be drawn; they are picked once
 # for the whole range.
@@ -103,7 +122,14 @@ def numbered():
     yield f"""{number} * ({status(_RUNNING)} == 1 and on (instanceId) {_LIVELIEST})"""
 
 
-TIMELINE = "max by (instanceId) (\n     " + "\n  or ".join(numbered()) + f"\n)\nand on (instanceId) {_LIVELIEST}"
+_TIMELINE = "max by (instanceId) (\n     " + "\n  or ".join(numbered()) + f"\n)\nand on (instanceId) {_LIVELIEST}"
+# The names are those at the end, so that a rename does not break a line in two.
+_SEEN = f"(max by (instanceId) (max_over_time({status()}[$__range] @ end()))) ^ 0"
+TIMELINE = told(named(_TIMELINE, _SEEN, at=" @ end()"))
+
+# In milliseconds, as a table takes a time.
+_ENDS = f"max by (instanceId) (zenlayer_instance_expiry_timestamp_seconds{{{CHOSEN}}})"
+ENDS = named(f"1000 * bottomk(200, {_ENDS})", f"({_ENDS}) ^ 0")
 
 
 def of_exporters(metric, function="{}"):
@@ -490,7 +516,9 @@ def fleet():
                 14,
                 11,
                 "In this status since",
-                columns(instanceId="Instance", status="Status", Value="In this status since"),
+                columns(
+                    instanceId="Instance", instanceName="Name", zoneId="Zone", status="Status", Value="In this status since"
+                ),
                 defaults={"noValue": "No such instance is known now", "color": {"mode": "thresholds"}},
                 overrides=since_override,
                 # One step is a sixtieth of the range: the query looks at every chosen instance at each.
@@ -501,7 +529,7 @@ def fleet():
                 "Most returns to RUNNING",
                 "The ten of the chosen instances that most often came to be RUNNING after they were not, in the last "
                 "hour of the shown range, looked at every 30 seconds. A return is one whole flap.",
-                [target(FLAPPERS, "{{instanceId}}", instant=True)],
+                [target(FLAPPERS, "{{told}}", instant=True)],
                 "short",
                 10,
                 11,
@@ -536,7 +564,7 @@ def fleet():
                 f"{OTHER}. At most 50 lines: of the chosen instances that were in a chosen status within the range, "
                 "those that were in the most statuses. What is shorter than a step of the query may be missing: narrow "
                 "the range to see it.",
-                [target(TIMELINE, "{{instanceId}}")],
+                [target(TIMELINE, "{{told}}")],
                 "none",
                 WIDTH,
                 16,
@@ -563,6 +591,29 @@ def fleet():
                         }
                     ],
                 },
+            ),
+        ],
+        [
+            table(
+                "Subscriptions",
+                "When the subscriptions of the chosen instances end, the first to end first, at most 200. Empty where the "
+                "exporter does not ask for it (--collector.instance-info), and of instances that have none.",
+                ENDS,
+                WIDTH,
+                9,
+                "Ends",
+                columns(instanceId="Instance", instanceName="Name", zoneId="Zone", Value="Ends"),
+                defaults={"noValue": "No subscription is known", "color": {"mode": "thresholds"}},
+                overrides=[
+                    {
+                        "matcher": {"id": "byName", "options": "Ends"},
+                        "properties": [{"id": "unit", "value": "dateTimeFromNow"}],
+                    },
+                    {
+                        "matcher": {"id": "byName", "options": "Instance"},
+                        "properties": [{"id": "links", "value": [instance_link("${__value.raw}")]}],
+                    },
+                ],
             ),
         ],
     ]

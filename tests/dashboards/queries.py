@@ -19,6 +19,8 @@ end = time.time() - 2
 RANGE, STEP, RATE_INTERVAL = int(seconds), 5, 10
 dashboards = {file.name: json.loads(file.read_text()) for file in sorted(Path("grafana/dashboards").glob("*.json"))}
 passed = 0
+# Columns that are there only where names are told, and the panel that then alone has data.
+OPTIONAL, OF_INFO = {"instanceName", "zoneId"}, "Subscriptions"
 
 
 def check(condition, where, what):
@@ -71,12 +73,42 @@ def every_panel_has_data(job):
                 where = f"{name}, {panel['title']}, {target['refId']}, job {job}"
                 series = run(target, job)
                 finite = [value for _, samples in series for _, value in samples if math.isfinite(float(value))]
+                if panel["title"] == OF_INFO and not has_names(job):
+                    check(not series, where, "has data that nobody told")
+                    continue
                 check(finite, where, "returns no finite sample")
                 for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
                     check(all(label in labels for labels, _ in series), where, f"no label {label} for its legend")
                 for row in panel.get("transformations", []):
-                    wanted = row["options"]["renameByName"].keys() - {"Value"}
+                    wanted = row["options"]["renameByName"].keys() - {"Value"} - OPTIONAL
                     check(all(wanted <= labels.keys() for labels, _ in series), where, f"not all of {wanted}")
+
+
+def has_names(job):
+    return bool(ask("query", query=f'zenlayer_instance_info{{job=~"{job}"}}', time=end)["result"])
+
+
+def names_are_told_right(job):
+    """Beside each instance its own name and zone, or none where none is told; and none is lost for that."""
+    infos = ask("query", query=f'zenlayer_instance_info{{job="{job}"}}', time=end)["result"]
+    known = {info["metric"]["instanceId"]: (info["metric"]["instanceName"], info["metric"]["zoneId"]) for info in infos}
+    for title in ("What is not RUNNING", "Most returns to RUNNING", "Time in status", OF_INFO):
+        panel, each = targets("fleet.json", title)
+        series = run(each, job)
+        check(series or title == OF_INFO, title, "shows nothing")
+        for labels, _ in series:
+            shown = labels.get("instanceName", ""), labels.get("zoneId", "")
+            expected = known.get(labels["instanceId"], ("", ""))
+            check(shown == expected, title, f"{labels}, though {expected} is told")
+            if "{{told}}" in each["legendFormat"]:
+                legend = f"{shown[0]} {labels['instanceId']}"
+                check(labels["told"] == legend, title, f"{labels} instead of {legend}")
+        if known and title != OF_INFO:
+            check(any(labels.get("instanceName") for labels, _ in series), title, "has no names")
+    ends = ask("query", query=f'zenlayer_instance_expiry_timestamp_seconds{{job="{job}"}}', time=end)["result"]
+    expected = {series["metric"]["instanceId"]: 1000 * float(series["value"][1]) for series in ends}
+    shown = {labels["instanceId"]: float(value) for labels, ((_, value),) in run(targets("fleet.json", OF_INFO)[1], job)}
+    check(len(shown) == min(200, len(expected)) and shown.items() <= expected.items(), OF_INFO, "differs from the samples")
 
 
 def every_variable_has_values(job):
@@ -191,9 +223,11 @@ def changes_are_counted_right(job):
     check(first > 0, "Status changes", "no pair changed for the first time within the window, so nothing of that is shown")
 
 
+check([has_names(job) for job in jobs] == [True, False], jobs, "the first alone has names")
 for job in jobs:
     every_panel_has_data(job)
     every_variable_has_values(job)
+    names_are_told_right(job)
     seen = history(job)
     statuses_are_told_right(job, seen)
     changes_are_counted_right(job)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The dashboards of grafana/: their structure, Grafana's own types, and each query against a real Prometheus that
-# scraped a real exporter in demo mode, once with each value of --metrics.status-series.
+# scraped a real exporter in demo mode, once with each value of --metrics.status-series, once with names.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tests/lib.sh
@@ -48,9 +48,11 @@ start_everything() {
     rm -rf "$work/prometheus" && mkdir -p "$work/prometheus"
     echo 'scrape_configs:' >"$work/prometheus/prometheus.yml"
     for series in current all; do
-        local port
+        local port more=()
+        # Names in one of the jobs alone: every panel has to do without, too.
+        if [ "$series" = current ]; then more=(--collector.instance-info); fi
         port=$(free_port)
-        start "$work/$series.log" "$exporter" --demo --poll.interval=1s "--metrics.status-series=$series" \
+        start "$work/$series.log" "$exporter" --demo --poll.interval=1s "--metrics.status-series=$series" "${more[@]}" \
             --web.listen-address="127.0.0.1:$port"
         cat >>"$work/prometheus/prometheus.yml" <<EOF
   - job_name: zenlayer-$series
