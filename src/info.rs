@@ -20,8 +20,8 @@ use crate::model::{Findings, Infos};
 use crate::shard::{Others, Shard};
 use crate::telemetry::Telemetry;
 
-/// Look-ups that wait for the end of a round; what more there are is left to the next round.
-const MOST_WAITING: usize = 16;
+/// Look-ups that wait, as for the end of a round; what more there are is left to the next round.
+const MOST_WAITING: usize = 10;
 /// Requests that one look-up of new instances may take, where the API refuses those that name one that is gone again.
 const MOST_REQUESTS: usize = 20;
 /// Instances that a walk may miss, or one in so many where that is more: a list changes while it is read.
@@ -52,11 +52,14 @@ impl Feed {
         }
     }
 
-    /// Asks for instances that have just come, unless there are more than one request can name: the next round has those.
+    /// Asks for these instances by id, unless they are so many that a round costs less: the next one has them.
     pub(crate) fn ask_for(&self, ids: &[&str]) {
-        if (1..=MAX_IDS).contains(&ids.len()) {
-            // Where too much waits already, the next round has them too.
-            let _ = self.wanted.try_send(ids.iter().map(|&id| id.to_owned()).collect());
+        let batches = ids.chunks(MAX_IDS);
+        if batches.len() <= MOST_WAITING {
+            for batch in batches {
+                // Where too much waits already, the next round has them, too.
+                let _ = self.wanted.try_send(batch.iter().map(|&id| id.to_owned()).collect());
+            }
         }
     }
 }

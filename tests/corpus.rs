@@ -32,6 +32,13 @@ fn every_seed_of_a_page_has_the_properties() {
 }
 
 #[test]
+fn every_seed_of_an_info_has_the_properties() {
+    replay("info", properties::info);
+    // What can break the envelope can break it here.
+    replay("page", properties::info);
+}
+
+#[test]
 fn every_seed_of_a_refusal_has_the_properties() {
     replay("refusal", properties::refusal);
 }

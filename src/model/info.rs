@@ -93,12 +93,18 @@ impl Infos {
         self.texts.iter()
     }
 
+    /// The ids of `inventory` of which nothing is told, in order.
+    pub fn missing<'a>(&self, inventory: &'a Inventory) -> Vec<&'a str> {
+        let mut infos = self.iter().peekable();
+        inventory.iter().map(|instance| instance.id).filter(|id| seek(&mut infos, id).is_none()).collect()
+    }
+
     /// What is told of the instances of `inventory`: by `later` where it has one, else as here.
     ///
     /// # Errors
     /// When there is no room for it.
     pub fn renewed(&self, later: &Self, inventory: &Inventory) -> Result<Self, Overflow> {
-        let mut findings = Findings::new(self.columns.max(later.columns).saturating_sub(SHARED));
+        let mut findings = Findings::like(if self.len() < later.len() { later } else { self });
         let (mut old, mut new) = (self.iter().peekable(), later.iter().peekable());
         for instance in inventory.iter() {
             let (old, new) = (seek(&mut old, instance.id), seek(&mut new, instance.id));
@@ -147,6 +153,15 @@ impl Findings {
     /// Nothing yet; each instance is to have that many tags.
     pub fn new(tags: usize) -> Self {
         Self { infos: Infos { columns: SHARED + tags, ..Infos::default() }, finder: Finder::default() }
+    }
+
+    /// Nothing yet; there will be about as much as in `infos`, so that little is allocated in vain.
+    fn like(infos: &Infos) -> Self {
+        let columns = infos.columns.max(SHARED);
+        let own = Texts::with_room(&infos.own);
+        let shared = Vec::with_capacity(infos.shared.len());
+        let expires = Vec::with_capacity(infos.expires.len());
+        Self { infos: Infos { own, shared, expires, columns, ..Infos::default() }, finder: Finder::default() }
     }
 
     /// Adds one entry of an answer: the texts of [`Info::shared`], and a value for each tag that was asked for.
@@ -274,6 +289,7 @@ mod tests {
         let new = infos(&[("b", "b2", "B"), ("d", "d2", "B"), ("e", "e2", "B")]);
         let renewed = old.renewed(&new, &inventory(&["a", "b", "d", "f"])).unwrap();
         assert_eq!(names(&renewed), [("a", "a1", "A"), ("b", "b2", "B"), ("d", "d2", "B")]);
+        assert_eq!(renewed.missing(&inventory(&["a", "aa", "b", "d", "f"])), ["aa", "f"]);
         assert!(Infos::default().renewed(&old, &inventory(&["a", "b", "c"])).unwrap() == old);
         assert!(old.renewed(&Infos::default(), &inventory(&["a", "b", "c"])).unwrap() == old);
     }

@@ -15,6 +15,11 @@ pub(crate) struct Texts {
 }
 
 impl Texts {
+    /// Room for as many as in `like`, which is about what will come.
+    pub(crate) fn with_room(like: &Self) -> Self {
+        Self { text: String::with_capacity(like.text.len()), ends: Vec::with_capacity(like.len()) }
+    }
+
     /// Adds one and returns its index.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Invariant: once an inventory is known, nothing is kept of instances that it has not. It must not know when anything is
 //! asked for, nor how.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::config::Tag;
@@ -17,12 +18,21 @@ pub(crate) struct Names {
     /// The label names of tags.
     labels: Vec<String>,
     rendered: Option<Arc<RenderedInfos>>,
+    /// Ids that were asked for and of which nothing is known all the same.
+    asked: BTreeSet<String>,
+    nothing: Infos,
 }
 
 impl Names {
     /// Nothing known yet.
     pub(crate) fn new(feed: Feed, tags: &[Tag]) -> Self {
-        Self { feed, labels: tags.iter().map(|tag| tag.label.clone()).collect(), rendered: None }
+        Self {
+            feed,
+            labels: tags.iter().map(|tag| tag.label.clone()).collect(),
+            rendered: None,
+            asked: BTreeSet::new(),
+            nothing: Infos::default(),
+        }
     }
 
     /// What a collector found next.
@@ -35,28 +45,50 @@ impl Names {
         self.rendered.clone()
     }
 
-    /// Takes what was found; an instance that it leaves out keeps what was known. Returns whether that changed anything.
+    /// Takes what was found; an instance that it leaves out keeps what was known, or is asked for by id. Returns whether
+    /// that changed anything.
     pub(super) fn take(&mut self, found: Infos, inventory: Option<&Inventory>) -> bool {
         let Some(inventory) = inventory else { return self.replace(found) };
-        let nothing = Infos::default();
-        let known = self.rendered.as_ref().map_or(&nothing, |rendered| &rendered.infos);
-        match known.renewed(&found, inventory) {
+        let changed = self.renew(found, inventory);
+        self.ask_for_missing(inventory);
+        changed
+    }
+
+    /// A poll succeeded: forgets the instances that went, asks for those that came.
+    pub(super) fn follow(&mut self, previous: Option<&Inventory>, inventory: &Inventory) {
+        // Before the first round there is nothing to forget, and it asks for all.
+        if self.rendered.is_none() {
+            return;
+        }
+        if previous.is_none_or(|previous| !previous.ids_not_in(inventory).is_empty()) {
+            self.renew(Infos::default(), inventory);
+        }
+        self.ask_for_missing(inventory);
+    }
+
+    /// Once each: what the API does not tell when asked, only a round may bring.
+    fn ask_for_missing(&mut self, inventory: &Inventory) {
+        let missing = self.known().missing(inventory);
+        self.asked.retain(|id| missing.binary_search(&&**id).is_ok());
+        let new: Vec<_> = missing.into_iter().filter(|id| !self.asked.contains(*id)).collect();
+        self.feed.ask_for(&new);
+        self.asked.extend(new.into_iter().map(str::to_owned));
+    }
+
+    fn known(&self) -> &Infos {
+        self.rendered.as_ref().map_or(&self.nothing, |rendered| &rendered.infos)
+    }
+
+    fn renew(&mut self, found: Infos, inventory: &Inventory) -> bool {
+        let renewed = self.known().renewed(&found, inventory);
+        // Before the text is made, which is the most memory that is needed at a time.
+        drop(found);
+        match renewed {
             Ok(infos) => self.replace(infos),
             Err(overflow) => {
                 tracing::error!(error = %overflow, "names and the like of instances are too much: they stay as they were");
                 false
             }
-        }
-    }
-
-    /// A poll succeeded: asks for the instances that came, forgets those that went.
-    pub(super) fn follow(&mut self, previous: Option<&Inventory>, inventory: &Inventory) {
-        let gone = previous.is_none_or(|previous| !previous.ids_not_in(inventory).is_empty());
-        if let Some(previous) = previous {
-            self.feed.ask_for(&inventory.ids_not_in(previous));
-        }
-        if gone && self.rendered.is_some() {
-            self.take(Infos::default(), Some(inventory));
         }
     }
 

@@ -4,7 +4,7 @@
 //! reference written out once more: it must not know how `wire` reads a body.
 
 use serde_json::Value;
-use zenlayer_exporter::api::wire::{Answer, Page, Refusal, read_answer, read_refusal};
+use zenlayer_exporter::api::wire::{Answer, InfoPage, Page, Refusal, read_answer, read_infos, read_refusal};
 use zenlayer_exporter::web_config;
 
 /// The longest id or status that may become a label, in bytes.
@@ -39,6 +39,24 @@ pub fn page(body: &[u8]) {
             Ok(Answer::Page(page)) => check_against(&page, &document),
             other => panic!("a page was not read as one: {other:?}: {document_body}"),
         }
+    }
+}
+
+/// Checks what is made of the body of a successful answer that tells more than statuses.
+///
+/// # Panics
+/// When a property does not hold.
+pub fn info(body: &[u8]) {
+    let Ok(Answer::Page(page)) = read_infos(body) else { return };
+    for entry in page.entries() {
+        assert!(!entry.id.is_empty(), "an empty id is not usable");
+        for label in [entry.id, entry.name, entry.tag("env")].iter().chain(&entry.shared) {
+            assert!(label.len() <= LONGEST_LABEL, "{} bytes are too long for a label", label.len());
+            assert!(!label.contains('\0'), "NUL in {label:?}");
+        }
+    }
+    if let Ok(document) = serde_json::from_slice::<Value>(body) {
+        check_infos_against(&page, &document);
     }
 }
 
@@ -114,6 +132,38 @@ fn check_against(page: &Page, document: &Value) {
         Some((label(&entry["instanceId"])?, status))
     });
     assert!(page.entries().eq(expected), "the entries of {document}");
+}
+
+/// Compares a page of infos with the oracle's reading of the same document.
+fn check_infos_against(page: &InfoPage, document: &Value) {
+    let payload = payload(document);
+    assert_eq!(Some(page.total_count), payload["totalCount"].as_u64(), "totalCount of {document}");
+    let listed = payload["dataSet"].as_array().map_or(&[][..], Vec::as_slice);
+    let usable: Vec<_> = listed.iter().filter(|entry| label(&entry["instanceId"]).is_some()).collect();
+    assert_eq!(page.entries().len(), usable.len(), "the usable entries of {document}");
+    assert_eq!(page.entries().len() + page.unusable, listed.len(), "the number listed in {document}");
+    for (entry, told) in page.entries().zip(usable) {
+        let fields = ["zoneId", "instanceType", "imageName", "instanceChargeType", "resourceGroupName"];
+        assert_eq!(Some(entry.id), label(&told["instanceId"]), "{told}");
+        assert_eq!(entry.name, shown(&told["instanceName"]), "{told}");
+        assert_eq!(entry.shared.map(str::to_owned), fields.map(|field| shown(&told[field])), "{told}");
+        let tags = told["tags"]["tags"].as_array().map_or(&[][..], Vec::as_slice);
+        let last = tags.iter().rfind(|tag| tag["key"] == "env");
+        assert_eq!(entry.tag("env"), last.map_or(String::new(), |tag| shown(&tag["value"])), "{told}");
+        let time = told["expiredTime"].as_str().filter(|_| told["instanceChargeType"] != "POSTPAID");
+        assert!(entry.expires.is_none() || time.is_some_and(|time| time.ends_with('Z')), "{told}");
+    }
+}
+
+/// A text as a label shows it: at most so long, the beginning of a longer one.
+fn shown(value: &Value) -> String {
+    let text = value.as_str().filter(|text| !text.contains('\0')).unwrap_or_default();
+    if text.len() <= LONGEST_LABEL {
+        return text.to_owned();
+    }
+    let fits = |&end: &usize| text.is_char_boundary(end);
+    let end = (0..=LONGEST_LABEL - '…'.len_utf8()).rev().find(fits).expect("0 is a boundary");
+    format!("{}…", &text[..end])
 }
 
 /// What holds `totalCount` and `dataSet`: `response`, or the document itself.
