@@ -218,12 +218,13 @@ impl AtomicNames {
 
 #[tokio::test]
 async fn statuses_do_not_wait_for_an_info_round_that_hangs() {
-    let simulator = simulator(25).await;
+    let simulator = simulator(500).await;
     simulator.set(|knobs| {
         knobs.fault = Some(Fault::HangBeforeHeaders);
         knobs.fault_of = Some(Action::DescribeInstances);
     });
     let ids: Vec<_> = ids(&simulator).into_iter().collect();
+    // Five requests, which would take every place that there is.
     let named = format!("--zenlayer.instance-ids={}", ids.join(","));
     for flags in [&["--zenlayer.page-size=1"][..], &[&*named][..], &["--zenlayer.concurrency=2"][..]] {
         let mut config = with_info(&simulator, flags, OFTEN);
