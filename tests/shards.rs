@@ -172,3 +172,41 @@ async fn shards_take_accounts_that_are_too_large_for_one() {
         assert!(page.text().contains(says), "{}", page.text());
     }
 }
+
+#[tokio::test]
+async fn names_are_served_by_the_shard_that_has_the_instance() {
+    let simulator = simulator(600).await;
+    let exporters = shards(&simulator, 3, &["--collector.instance-info"]).await;
+    let mut named = 0;
+    for exporter in &exporters {
+        let metrics =
+            exporter.until(|metrics| metrics.count("zenlayer_instance_info") == metrics.instances().len()).await;
+        for (id, _) in metrics.instances() {
+            let info = format!("\nzenlayer_instance_info{{instanceId=\"{id}\",");
+            assert!(metrics.text.contains(&info), "no info of {id}");
+        }
+        named += metrics.count("zenlayer_instance_info");
+    }
+    assert_eq!(named, 600);
+}
+
+#[tokio::test]
+async fn a_shard_without_any_of_the_named_instances_asks_for_none() {
+    let simulator = simulator(50).await;
+    let id = simulator.with_fleet(|fleet| fleet.machines[0].id.clone());
+    let elsewhere = (0..2).find(|&number| !Shard::new(number, 2).unwrap().owns(&id)).unwrap();
+    let flags = [
+        format!("--zenlayer.instance-ids={id}"),
+        format!("--shard={elsewhere}"),
+        "--total-shards=2".to_owned(),
+        "--collector.instance-info".to_owned(),
+    ];
+    let flags: Vec<_> = flags.iter().map(|flag| &**flag).collect();
+    let exporter = Exporter::ready(config(&simulator, &flags)).await;
+    let done = |metrics: &Metrics| {
+        metrics.value("zenlayer_exporter_collector_success", &[("collector", "instance-info")]) == Some(1.0)
+    };
+    let metrics = exporter.until(done).await;
+    assert_eq!((metrics.instances().len(), metrics.count("zenlayer_instance_info")), (0, 0));
+    assert_eq!(simulator.tally().answered, 0);
+}
