@@ -1,6 +1,6 @@
 //! The accept loop: connections in, answers out, a bounded drain at the end.
 //!
-//! Invariant: a client that stalls loses its place, and a shutdown ends within its bound. It must
+//! Invariant: a client that stalls loses its place, one that idles makes room, and a shutdown ends within its bound. It must
 //! not know the API.
 
 mod auth;
@@ -8,6 +8,7 @@ mod body;
 mod gate;
 mod own;
 mod page;
+mod places;
 pub mod probe;
 pub(crate) mod reload;
 mod route;
@@ -18,7 +19,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -36,6 +37,7 @@ use self::body::Body;
 pub(crate) use self::gate::Gate;
 pub(crate) use self::own::Own;
 pub(crate) use self::page::About;
+use self::places::{Place, Places};
 pub(crate) use self::route::Site;
 use crate::config::ListenAddress;
 
@@ -53,8 +55,12 @@ const MAX_REFUSALS: usize = 16;
 const BACKLOG: i32 = 1024;
 /// Requests at a time on one HTTP/2 connection: more than a browser or a scraper has.
 const MAX_STREAMS: u32 = 16;
-/// What the headers of one HTTP/2 request may take.
+/// What the headers of one request may take.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// What may come of bodies on one HTTP/2 connection before they are refused: the least that the protocol allows.
+const BODY_WINDOW: u32 = 65_535;
+/// File descriptors kept from the clients: for requests to the API, for files, for listeners and for the refusals.
+const OWN_FILES: usize = 128;
 /// How often an HTTP/2 client has to show that it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -109,11 +115,15 @@ pub(crate) async fn serve(
     max_connections: usize,
     shutdown: impl Future<Output = ()>,
 ) {
+    let room = room_for_clients();
+    if room < max_connections {
+        tracing::warn!(connections = room, "fewer than --web.max-connections: the limit of open files allows no more");
+    }
     let connections = Arc::new(Connections {
         site,
         gate,
         open: watch::Sender::new(()),
-        places: Arc::new(Semaphore::new(max_connections)),
+        places: Places::new(max_connections.min(room)),
         refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
         graceful: GracefulShutdown::new(),
     });
@@ -131,12 +141,21 @@ pub(crate) async fn serve(
     }
 }
 
+/// How many connections the process may have beside its own files, 1 at least.
+fn room_for_clients() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
+    // Where the system does not say, or says `unlimited`, the setting alone counts.
+    let Some(files) = files.and_then(|files| files.parse::<usize>().ok()) else { return usize::MAX };
+    files.saturating_sub(OWN_FILES).max(1)
+}
+
 struct Connections {
     site: Arc<Site>,
     gate: Arc<Gate>,
     /// Dropped when the shutdown begins.
     open: watch::Sender<()>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     refusals: Arc<Semaphore>,
     graceful: GracefulShutdown,
 }
@@ -155,29 +174,22 @@ async fn accept(listener: TcpListener, connections: Arc<Connections>) {
 
 impl Connections {
     fn open(&self, stream: TcpStream) {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let full = place.is_err();
+        let place = self.places.take();
         // One too many is told so, and those beyond any count are not.
-        let Ok(place) = place.or_else(|_| Arc::clone(&self.refusals).try_acquire_owned()) else {
+        let refusal = if place.is_some() { None } else { Arc::clone(&self.refusals).try_acquire_owned().ok() };
+        if place.is_none() && refusal.is_none() {
             return;
-        };
+        }
         // Answers are written whole; waiting to fill a segment would only delay them. Neither option is vital.
         let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_TIMEOUT));
-        let visitor = Visitor { site: Arc::clone(&self.site), gate: Arc::clone(&self.gate), refused: full };
         let (watcher, closing) = (self.graceful.watcher(), self.open.subscribe());
-        let tls = self.gate.tls(full);
+        let tls = self.gate.tls(place.is_none());
+        let visitor = Visitor { site: Arc::clone(&self.site), gate: Arc::clone(&self.gate), place };
         tokio::spawn(async move {
-            match tls {
-                None => visitor.speak_http1(stream, watcher).await,
-                Some(tls) => {
-                    if let Some(stream) = handshake(&tls, stream, closing).await {
-                        visitor.speak(stream, watcher).await;
-                    }
-                }
-            }
-            drop(place);
+            let _refusal = refusal;
+            visitor.stay(stream, tls, watcher, closing).await;
         });
     }
 }
@@ -210,11 +222,33 @@ async fn handshake(
 struct Visitor {
     site: Arc<Site>,
     gate: Arc<Gate>,
-    /// One too many.
-    refused: bool,
+    /// `None` where it is one too many.
+    place: Option<Arc<Place>>,
 }
 
 impl Visitor {
+    /// Serves the connection for as long as it has its place.
+    async fn stay(self, stream: TcpStream, tls: Option<TlsAcceptor>, watcher: Watcher, closing: watch::Receiver<()>) {
+        let Some(place) = self.place.clone() else {
+            return self.serve(stream, tls, watcher, closing).await;
+        };
+        tokio::select! {
+            () = self.serve(stream, tls, watcher, closing) => {}
+            why = place.lost() => tracing::debug!(why, "connection closed"),
+        }
+    }
+
+    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>, watcher: Watcher, closing: watch::Receiver<()>) {
+        match tls {
+            None => self.speak_http1(stream, watcher).await,
+            Some(tls) => {
+                if let Some(stream) = handshake(&tls, stream, closing).await {
+                    self.speak(stream, watcher).await;
+                }
+            }
+        }
+    }
+
     /// The protocol that the handshake agreed on.
     async fn speak(self, stream: TlsStream<TcpStream>, watcher: Watcher) {
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
@@ -225,6 +259,8 @@ impl Visitor {
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEADER_BYTES)
+            .initial_stream_window_size(BODY_WINDOW)
+            .initial_connection_window_size(BODY_WINDOW)
             .keep_alive_interval(PING_INTERVAL)
             .serve_connection(TokioIo::new(stream), service);
         until_end(watcher, connection).await;
@@ -235,21 +271,25 @@ impl Visitor {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
+            .max_buf_size(MAX_HEADER_BYTES as usize)
             .serve_connection(TokioIo::new(stream), service);
         until_end(watcher, connection).await;
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let Self { site, gate, refused } = self;
+        let Self { site, gate, place } = self;
+        let under_way = place.as_ref().map(Place::begin);
         let (path, headers) = (request.uri().path(), request.headers());
-        let mut response = if refused {
+        let mut response = if place.is_none() {
             site.refuse(&request, gate.admits_at_once(path, headers))
         } else {
             match gate.admit(path, headers).await {
-                Ok(()) => site.answer(&request).await,
+                Ok(()) if request.body().is_end_stream() => site.answer(&request).await,
+                Ok(()) => site.refuse_body(&request),
                 Err(denial) => site.deny(&request, denial),
             }
         };
+        response.body_mut().keep(under_way);
         gate.add_headers(response.headers_mut());
         Ok(response)
     }

@@ -206,24 +206,54 @@ async fn gzip_is_the_same_text() {
 
 #[tokio::test]
 async fn one_connection_too_many_is_told_so() {
-    let simulator = simulator(1).await;
-    let exporter = Exporter::ready(config(&simulator, &["--web.max-connections=2"])).await;
-    // A scrape that has just ended may still hold a place, so more than two may be had.
-    let mut held = Vec::new();
-    let refused = loop {
-        held.push(TcpStream::connect(exporter.address).await.unwrap());
-        assert!(held.len() < 20, "none is refused");
-        let reply = exporter.get("/metrics").await;
-        if reply.status != 200 {
-            break reply;
-        }
-    };
+    let simulator = simulator(12_000).await;
+    let exporter = large_exporter(&simulator, &["--web.max-connections=2"]).await;
+    let held = [open_scrape(&exporter).await, open_scrape(&exporter).await];
+    let refused = exporter.get("/metrics").await;
     assert_eq!((refused.status, refused.header("connection")), (503, Some("close")));
     assert_eq!(refused.text(), "too many connections: close some, or raise --web.max-connections\n");
     drop(held);
     let deadline = Instant::now() + PATIENCE;
     while exporter.get("/metrics").await.status != 200 {
         assert!(Instant::now() < deadline, "the places were never free again");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_makes_room() {
+    let simulator = simulator(12_000).await;
+    let exporter = large_exporter(&simulator, &["--web.max-connections=2"]).await;
+    let mut scrape = open_scrape(&exporter).await;
+    for head in ["", "GET /metrics HTTP/1.1\r\n", "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
+        let mut idle = TcpStream::connect(exporter.address).await.unwrap();
+        idle.write_all(head.as_bytes()).await.unwrap();
+        let newer = exporter.get("/metrics").await;
+        assert_eq!(newer.status, 200, "{head:?} keeps out others");
+        tokio::time::timeout(PATIENCE, idle.read_to_end(&mut Vec::new())).await.expect("it is closed").ok();
+    }
+    let mut answer = String::new();
+    scrape.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with('\n') && answer.len() > 1_000_000, "a scrape under way is answered whole");
+}
+
+#[tokio::test]
+async fn a_request_with_a_body_is_refused_and_ends_its_connection() {
+    let simulator = simulator(1).await;
+    let exporter = Exporter::ready(config(&simulator, &[])).await;
+    let cases = [
+        ("GET /metrics", "content-length: 4", "body", "413"),
+        ("GET /metrics", "transfer-encoding: chunked", "4\r\nbody\r\n", "413"),
+        ("POST /metrics", "content-length: 4", "body", "405"),
+        ("GET /metrics", "content-length: 0", "", "200"),
+    ];
+    for (request, header, body, status) in cases {
+        let mut stream = TcpStream::connect(exporter.address).await.unwrap();
+        let text = format!("{request} HTTP/1.1\r\nhost: localhost\r\n{header}\r\n\r\n{body}");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("it ends").unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}, {header}: {answer}");
+        assert_eq!(answer.contains("connection: close"), !body.is_empty(), "{request}, {header}: {answer}");
     }
 }
 
@@ -266,16 +296,7 @@ async fn a_request_that_is_open_at_shutdown_is_answered_whole() {
 async fn clients_that_stall_lose_their_places() {
     let simulator = simulator(12_000).await;
     let exporter = large_exporter(&simulator, &["--web.max-connections=2"]).await;
-    let scrape = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    let half_a_head = b"GET /metrics HTTP/1.1\r\n";
-    let mut stalled = Vec::new();
-    for request in [&scrape[..], half_a_head] {
-        let mut stream = TcpStream::connect(exporter.address).await.unwrap();
-        stream.write_all(request).await.unwrap();
-        stalled.push(stream);
-        // So that each is served before the next comes.
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+    let _stalled = [open_scrape(&exporter).await, open_scrape(&exporter).await];
     assert_eq!(exporter.get("/readyz").await.status, 503, "both places are taken");
     assert_eq!(exporter.get("/healthz").await.status, 200, "a probe must not restart it for that");
     let deadline = Instant::now() + 2 * PATIENCE;

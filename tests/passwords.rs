@@ -11,6 +11,7 @@ use common::web::{basic, hash, hash_at};
 use common::{Exporter, Metrics, Reply, config_of, request};
 use hyper::Method;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 use zenlayer_exporter::config::ListenAddress;
 use zenlayer_exporter::http::probe::probe;
@@ -24,11 +25,16 @@ struct Guarded {
 
 impl Guarded {
     async fn start(web_config: &str, flags: &[&str]) -> Self {
+        Self::start_with(5, web_config, flags).await
+    }
+
+    async fn start_with(instances: usize, web_config: &str, flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("web.yml");
         fs::write(&file, web_config).unwrap();
         let flag = format!("--web.config.file={}", file.display());
-        let exporter = Exporter::start(config_of(&[&["--demo=5", &*flag], flags].concat(), &[])).await;
+        let demo = format!("--demo={instances}");
+        let exporter = Exporter::start(config_of(&[&[&*demo, &*flag], flags].concat(), &[])).await;
         Self { exporter, file, _folder: folder }
     }
 
@@ -110,15 +116,19 @@ async fn a_health_check_takes_a_challenge_for_a_sign_of_life() {
 
 #[tokio::test]
 async fn a_connection_too_many_does_not_tell_a_stranger_more() {
-    let guarded = Guarded::start(&users(&[("alice", &hash("a", 1))]), &["--web.max-connections=1"]).await;
+    let flags = ["--web.max-connections=1", "--metrics.status-series=all"];
+    let guarded = Guarded::start_with(12_000, &users(&[("alice", &hash("a", 1))]), &flags).await;
     let right = basic("alice", "a");
-    assert_eq!(guarded.status("/metrics", &right).await, 200);
-    let _only = tokio::net::TcpStream::connect(guarded.exporter.address).await.unwrap();
-    // The place of the request above may be free a moment later only.
     let deadline = tokio::time::Instant::now() + common::PATIENCE;
-    while guarded.status("/metrics", &right).await != 503 {
-        assert!(tokio::time::Instant::now() < deadline);
+    while guarded.status("/readyz", &right).await != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "it is never ready");
     }
+    // Its answer is longer than the sockets' buffers, so this is under way for as long as it is not read.
+    let mut only = tokio::net::TcpStream::connect(guarded.exporter.address).await.unwrap();
+    let scrape = format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\nauthorization: {right}\r\n\r\n");
+    only.write_all(scrape.as_bytes()).await.unwrap();
+    only.peek(&mut [0]).await.unwrap();
+    assert_eq!(guarded.status("/metrics", &right).await, 503);
     assert_eq!(guarded.status("/healthz", &right).await, 200, "a probe with a password is told");
     assert_eq!(guarded.status("/healthz", &basic("alice", "b")).await, 503);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::time::Instant;
 
 use super::auth::Denial;
@@ -128,6 +128,24 @@ impl Site {
         };
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         self.telemetry.http_request(OTHER, response.status().as_str());
+        response
+    }
+
+    /// Answers a request that brings a body, which is not read: no route has a use for one.
+    pub(crate) fn refuse_body<B>(&self, request: &Request<B>) -> Response<Body> {
+        let path = request.uri().path();
+        let route = route(request.method(), path, &self.telemetry_path);
+        let mut response = if route == Route::MethodNotAllowed {
+            method_not_allowed()
+        } else {
+            let text = "no request here has a body: send it without\n";
+            answer(StatusCode::PAYLOAD_TOO_LARGE, TEXT, text.into())
+        };
+        // What follows on the connection is that body; on HTTP/2 it has a stream of its own.
+        if request.version() < Version::HTTP_2 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.count(path, route, &response);
         response
     }
 
