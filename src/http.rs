@@ -163,7 +163,7 @@ struct Connections {
 async fn accept(listener: TcpListener, connections: Arc<Connections>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => connections.open(stream),
+            Ok((stream, _)) => connections.open(stream).await,
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -173,8 +173,8 @@ async fn accept(listener: TcpListener, connections: Arc<Connections>) {
 }
 
 impl Connections {
-    fn open(&self, stream: TcpStream) {
-        let place = self.places.take();
+    async fn open(&self, stream: TcpStream) {
+        let place = self.places.take().await;
         // One too many is told so, and those beyond any count are not.
         let refusal = if place.is_some() { None } else { Arc::clone(&self.refusals).try_acquire_owned().ok() };
         if place.is_none() && refusal.is_none() {

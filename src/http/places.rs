@@ -16,10 +16,14 @@ const LONGEST_REQUEST: Duration = Duration::from_mins(1);
 /// How long a connection may wait for its next request. Less than `LONGEST_REQUEST`, so that no time limit comes
 /// earlier than the one before it; and no scrape interval, so that it does not end as the next scrape begins.
 const LONGEST_IDLE: Duration = Duration::from_secs(50);
+/// How long a connection is left alone at least, so that a client has the time for its handshake and its head however
+/// many more come behind it: those wait to be accepted.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// All places.
 pub(super) struct Places {
     limit: usize,
+    freed: Notify,
     state: Mutex<State>,
 }
 
@@ -38,6 +42,14 @@ struct Taken {
     given_away: Arc<Notify>,
 }
 
+/// Why there is no place now.
+enum Full {
+    /// Every connection has a request under way.
+    Busy,
+    /// The one that is idle for longest is left alone until then.
+    Until(Instant),
+}
+
 /// One connection's place, free again when dropped.
 pub(super) struct Place {
     places: Arc<Places>,
@@ -53,23 +65,40 @@ pub(super) struct UnderWay {
 
 impl Places {
     pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::default() })
+        Arc::new(Self { limit, freed: Notify::new(), state: Mutex::default() })
     }
 
     /// A free place, or that of the connection that has been idle for longest; `None` where every connection has a
     /// request under way.
-    pub(super) fn take(self: &Arc<Self>) -> Option<Arc<Place>> {
-        let mut state = self.state();
+    pub(super) async fn take(self: &Arc<Self>) -> Option<Arc<Place>> {
+        loop {
+            match self.try_take() {
+                Ok(place) => return Some(place),
+                Err(Full::Busy) => return None,
+                Err(Full::Until(grace_ends)) => tokio::select! {
+                    () = self.freed.notified() => {}
+                    () = tokio::time::sleep_until(grace_ends) => {}
+                },
+            }
+        }
+    }
+
+    fn try_take(self: &Arc<Self>) -> Result<Arc<Place>, Full> {
+        let (mut state, now) = (self.state(), Instant::now());
         if state.taken.len() >= self.limit {
-            let (_, longest_idle) = state.idle.pop_first()?;
+            let &(since, longest_idle) = state.idle.first().ok_or(Full::Busy)?;
+            if now < since + GRACE {
+                return Err(Full::Until(since + GRACE));
+            }
+            state.idle.pop_first();
             let taken = state.taken.remove(&longest_idle).expect("who is idle has a place");
             taken.given_away.notify_one();
         }
-        let (now, number, given_away) = (Instant::now(), state.number(), Arc::new(Notify::new()));
+        let (number, given_away) = (state.number(), Arc::new(Notify::new()));
         let taken = Taken { idle_since: now, under_way: BTreeSet::new(), given_away: Arc::clone(&given_away) };
         state.taken.insert(number, taken);
         state.idle.insert((now, number));
-        Some(Arc::new(Place { places: Arc::clone(self), number, given_away }))
+        Ok(Arc::new(Place { places: Arc::clone(self), number, given_away }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,6 +157,7 @@ impl Drop for Place {
         let mut state = self.places.state();
         if let Some(taken) = state.taken.remove(&self.number) {
             state.idle.remove(&(taken.idle_since, self.number));
+            self.places.freed.notify_one();
         }
     }
 }
@@ -156,36 +186,50 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_was_idle_for_longest_makes_room() {
         let places = Places::new(2);
-        let (one, other) = (places.take().unwrap(), places.take().unwrap());
+        let (one, other) = (places.take().await.unwrap(), places.take().await.unwrap());
         tokio::time::advance(Duration::from_secs(1)).await;
         drop(one.begin());
-        let third = places.take().unwrap();
+        let third = places.take().await.unwrap();
         assert_eq!(other.lost().await, "another needed its place");
         assert!(!is_lost(&one).await && !is_lost(&third).await);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn nobody_is_sent_away_before_it_could_ask() {
+        let places = Places::new(1);
+        let (begun, place) = (Instant::now(), places.take().await.unwrap());
+        let next = places.take().await.unwrap();
+        assert_eq!(begun.elapsed(), GRACE);
+        assert!(is_lost(&place).await);
+        drop(next);
+        let begun = Instant::now();
+        let place = places.take().await.unwrap();
+        tokio::join!(async { drop(place) }, async { places.take().await.unwrap() });
+        assert_eq!(begun.elapsed(), Duration::ZERO, "a place that is free is given at once");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_request_keeps_its_place_until_its_last_stream_ends() {
         let places = Places::new(1);
-        let place = places.take().unwrap();
+        let place = places.take().await.unwrap();
         let (one, other) = (place.begin(), place.begin());
-        assert!(places.take().is_none());
+        assert!(places.take().await.is_none());
         drop(one);
-        assert!(places.take().is_none(), "another request is still under way");
+        assert!(places.take().await.is_none(), "another request is still under way");
         drop(other);
-        assert!(places.take().is_some());
+        assert!(places.take().await.is_some());
         assert!(is_lost(&place).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_place_that_was_given_away_frees_none_when_its_connection_ends() {
         let places = Places::new(1);
-        let lost = places.take().unwrap();
-        let kept = places.take().unwrap();
+        let lost = places.take().await.unwrap();
+        let kept = places.take().await.unwrap();
         let late = lost.begin();
         let _busy = kept.begin();
         drop((late, lost));
-        assert!(places.take().is_none(), "there is one place, and it is taken");
+        assert!(places.take().await.is_none(), "there is one place, and it is taken");
         assert_eq!(places.state().idle.len(), 0);
     }
 
@@ -193,9 +237,9 @@ mod tests {
     async fn places_come_back_with_their_connections() {
         let places = Places::new(3);
         for _ in 0..10 {
-            let taken: Vec<_> = (0..3).map(|_| places.take().unwrap()).collect();
+            let taken = [places.take().await.unwrap(), places.take().await.unwrap(), places.take().await.unwrap()];
             let busy: Vec<_> = taken.iter().map(Place::begin).collect();
-            assert!(places.take().is_none());
+            assert!(places.take().await.is_none());
             drop((taken, busy));
             assert!(places.state().taken.is_empty() && places.state().idle.is_empty());
         }
@@ -204,12 +248,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_has_its_time_and_so_has_the_wait_for_the_next() {
         let places = Places::new(1);
-        let place = places.take().unwrap();
+        let place = places.take().await.unwrap();
         let begun = Instant::now();
         assert_eq!(place.lost().await, "it was idle for too long");
         assert_eq!(begun.elapsed(), LONGEST_IDLE);
 
-        let place = places.take().unwrap();
+        let place = places.take().await.unwrap();
         tokio::time::advance(Duration::from_secs(40)).await;
         let slow = place.begin();
         let begun = Instant::now();
