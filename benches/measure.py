@@ -22,6 +22,8 @@ EXAMPLES = pathlib.Path("target/release/examples")
 # What the simulated API accepts.
 CREDENTIALS = {"ZENLAYER_ACCESS_KEY_ID": "SIMULATEDKEYID", "ZENLAYER_ACCESS_KEY_SECRET": "simulated-password"}
 SIZES = [1_000, 10_000, 100_000, 1_000_000]
+# The series that only --collector.instance-info has.
+NAMES = (b"zenlayer_instance_info", b"zenlayer_instance_expiry")
 ROUNDS = 7
 SECONDS = 2
 PATIENCE = 120
@@ -221,6 +223,24 @@ def growth():
     return rows
 
 
+def names_of_bound(instances=100_000):
+    """Peak memory with names, as a part of twice the memory without them plus their text."""
+    peaks, text = [], 0
+    for flags in [[], ["--collector.instance-info", "--collector.instance-info.interval=10s"]]:
+        progress(f"memory, {instances} instances {'with' if flags else 'without'} names")
+        with polling(instances, "--poll.interval=5s", *flags, tick="1s") as subject:
+            while flags and b"zenlayer_instance_info{" not in subject.get():
+                time.sleep(0.1)
+            for _ in range(5):
+                subject.await_polls(1)
+                subject.zipped()
+                subject.get()
+            peaks.append(subject.peak_megabytes())
+            lines = subject.get().splitlines(keepends=True)
+            text = sum(len(line) for line in lines if line.startswith(NAMES))
+    return peaks[1] / (2 * peaks[0] + text / 2**20)
+
+
 def poll_seconds(concurrency):
     flags = ["--zenlayer.page-size=100", f"--zenlayer.concurrency={concurrency}"]
     with polling(10_000, *flags, latency="50ms") as subject:
@@ -255,6 +275,7 @@ def main():
     scrapes = throughput()
     plain, zipped = scrapes[False], scrapes[True]
     sizes = growth()
+    names = names_of_bound()
     sequential, concurrent = poll_seconds(1), poll_seconds(8)
     start = statistics.median(start_milliseconds() for _ in range(5))
     size = BINARY.stat().st_size / 1e6
@@ -275,6 +296,7 @@ def main():
         ["peak memory, 500 instances", "≤ 12 MB", f"{sizes[500]['memory']:.1f} MB"],
         ["peak memory, 100,000 instances", "≤ 45 MB", f"{sizes[100_000]['memory']:.0f} MB"],
         ["peak memory, 1,000,000 instances", "≤ 350 MB", f"{sizes[1_000_000]['memory']:.0f} MB"],
+        ["peak memory with names, 100,000 instances, of twice that without plus the names' text", "≤ 1", f"{names:.2f}"],
         ["CPU of an unchanged poll beyond HTTP, TLS and JSON, an instance", "≤ 1 µs", f"{beyond_json:.2f} µs"],
         ["a poll of 100 pages at 50 ms, concurrency 8, of one after another", "≤ 1/6", f"1/{sequential / concurrent:.1f}"],
         ["release binary", "≤ 8 MB", f"{size:.1f} MB"],
