@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Response, StatusCode, Url, redirect};
+use zeroize::Zeroizing;
 
 pub use self::error::{Action, ApiError, Kind, Part};
 use self::pacer::Pacer;
@@ -316,7 +317,8 @@ impl Session<'_> {
         headers.insert(X_ZC_ACTION, text(&action.to_string())?);
         headers.insert(X_ZC_VERSION, text(&settings.version)?);
         headers.insert(X_ZC_SERVICE, text(settings.service.name())?);
-        let authorization = match &self.credential {
+        // A token stands in it as it is.
+        let authorization = Zeroizing::new(match &self.credential {
             Credential::Token(token) => format!("Bearer {}", token.expose()),
             Credential::KeyPair { id, password } => {
                 headers.insert(X_ZC_TIMESTAMP, text(&timestamp.to_string())?);
@@ -324,7 +326,7 @@ impl Session<'_> {
                 let request = sign::Request { host, content_type: CONTENT_TYPE, body, timestamp };
                 sign::authorization(request, id, password)
             }
-        };
+        });
         let mut authorization = text(&authorization)?;
         authorization.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, authorization);

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::Duration;
 
 use common::{Metrics, held};
 use hyper::Method;
@@ -51,8 +52,10 @@ impl Running {
             let start = log.len();
             assert!(stderr.read_line(&mut log).unwrap() > 0, "it ended early:\n{log}");
             let line = &log[start..];
-            if let Some((_, rest)) = line.split_once("message=listening address=") {
-                break rest.split(' ').next().unwrap().parse().unwrap();
+            let logfmt = line.split_once("message=listening address=");
+            let json = line.split_once("\"message\":\"listening\",\"address\":\"");
+            if let Some((_, rest)) = logfmt.or(json) {
+                break rest.split([' ', '"']).next().unwrap().parse().unwrap();
             }
         };
         Self { child, stderr, log, address }
@@ -526,10 +529,25 @@ async fn a_secret_is_nowhere_to_be_read() {
     let file = directory.path().join("token");
     std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
     let file_flag = format!("--zenlayer.token-file={}", file.display());
-    let mut by_key = on_simulator(&simulator, &[listen, "--log.level=trace"]);
-    let mut by_token = on_simulator(&simulator, &[listen, "--log.level=trace", "--log.format=logfmt", &file_flag]);
-    for (command, secret) in [(&mut by_key, PASSWORD), (&mut by_token, TOKEN)] {
+    let profiles = format!(r#"{{"default": {{"access_key_id": "{KEY_ID}", "access_key_secret": "{PASSWORD}"}}}}"#);
+    std::fs::create_dir(directory.path().join(".zenlayer")).unwrap();
+    std::fs::write(directory.path().join(".zenlayer/credentials.json"), profiles).unwrap();
+    let flags = [listen, "--log.level=trace", "--poll.interval=1s"];
+    let with = |more: &[&str]| on_simulator(&simulator, &[&flags, more].concat());
+    let (mut by_key, mut by_token) = (with(&["--log.format=json"]), with(&[&file_flag]));
+    let mut by_profile = with(&["--zenlayer.profile=default"]);
+    by_profile.env("HOME", directory.path());
+    for (command, secret) in [(&mut by_key, PASSWORD), (&mut by_token, TOKEN), (&mut by_profile, PASSWORD)] {
+        // The first poll is refused, the next succeeds.
+        simulator.set(|knobs| knobs.fault = Some(Fault::answer(401, "{\"code\":\"NO\"}")));
         let running = Running::start(command);
+        let failed = |metrics: &Metrics| metrics.value("zenlayer_exporter_polls_total", &[("outcome", "unauthorized")]);
+        while failed(&Metrics::parse(common::request(running.address, Method::GET, "/metrics", &[]).await.text()))
+            != Some(1.0)
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        simulator.set(|knobs| knobs.fault = None);
         let mut seen = std::fs::read_to_string(format!("/proc/{}/cmdline", running.child.id())).unwrap();
         loop {
             let metrics = common::request(running.address, Method::GET, "/metrics", &[]).await;
@@ -542,7 +560,8 @@ async fn a_secret_is_nowhere_to_be_read() {
         }
         let (code, log) = running.signal("TERM");
         assert_eq!(code, Some(0));
-        assert!(log.contains("level=trace") && log.contains("poll succeeded"), "{log}");
+        assert!(log.contains("poll failed") && log.contains("poll succeeded"), "{log}");
+        assert!(log.contains("level=trace") || log.contains("\"level\":\"TRACE\""), "{log}");
         seen.push_str(&log);
         seen.push_str(text(&on_simulator(&simulator, &["--help"]).output().unwrap().stdout));
         assert!(!seen.contains(secret), "{seen}");

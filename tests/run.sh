@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tests/lib.sh
 
 # In the order of what they cost; rules uses the Prometheus 3 that real unpacks.
-readonly stages=(fuzz real rules systemd kubernetes dashboards page pod container)
+readonly stages=(fuzz supply real rules systemd kubernetes dashboards page pod container)
 
 quick() {
     cargo fmt --check

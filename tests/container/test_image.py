@@ -22,12 +22,19 @@ STATIC = Path(os.environ["STATIC_EXPORTER"]).resolve()
 TARGET = subprocess.run(["rustc", "--print", "host-tuple"], check=True, capture_output=True, text=True).stdout.strip()
 REVISION = "0123456789ab"
 MEMORY_LIMIT = 128 * 1024 * 1024
+MANIFEST = tomllib.loads((ROOT / "Cargo.toml").read_text())
+# Cargo reads no manifest that names a file which is not there.
+NAMED = [target["path"] for target in MANIFEST["example"]] + [f"benches/{bench['name']}.rs" for bench in MANIFEST["bench"]]
 CARGO = f"""#!/bin/sh
 set -e
+for file in Cargo.toml Cargo.lock build.rs src/main.rs {" ".join(NAMED)}; do [ -f "$file" ]; done
+case "$1" in
+    install) exit ;;
+    cyclonedx) echo "{{}}" >zenlayer-exporter.cdx.json; exit ;;
+esac
 [ "$*" = "build --release --locked --target {TARGET}" ]
 [ "$RUSTFLAGS" = "-C target-feature=+crt-static" ]
 [ "$ZENLAYER_EXPORTER_REVISION" = "{REVISION}" ]
-[ -f Cargo.toml ] && [ -f Cargo.lock ] && [ -f build.rs ] && [ -f src/main.rs ]
 mkdir -p target/{TARGET}/release
 cp /prebuilt target/{TARGET}/release/zenlayer-exporter
 """
@@ -111,7 +118,7 @@ class Image(unittest.TestCase):
         for layer in layers:
             files += command("tar", "-tf", tree / layer).stdout.split()
         # A builder whose directories are copied along may add no more than these.
-        self.assertEqual(sorted(files), ["LICENSE", "zenlayer-exporter"])
+        self.assertEqual(sorted(files), ["LICENSE", "zenlayer-exporter", "zenlayer-exporter.cdx.json"])
 
     def test_is_small(self):
         size = self.image["Size"]
@@ -150,8 +157,9 @@ class Image(unittest.TestCase):
         """A stray file, such as a key, is not even sent to the builder."""
         context = storage / "context"
         (context / "src").mkdir(parents=True)
+        (context / "benches").mkdir()
         (context / "deploy/docker").mkdir(parents=True)
-        wanted = ["Cargo.toml", "Cargo.lock", "build.rs", "LICENSE", "src/main.rs"]
+        wanted = ["Cargo.toml", "Cargo.lock", "build.rs", "LICENSE", "src/main.rs", "benches/pipeline.rs"]
         for name in [*wanted, ".env", "deploy/docker/access-key-password", "stray"]:
             (context / name).write_text("")
         probe = storage / "Probe"
