@@ -35,10 +35,12 @@ use tokio_rustls::server::TlsStream;
 
 use self::body::Body;
 pub(crate) use self::gate::Gate;
+pub use self::own::Format;
 pub(crate) use self::own::Own;
 pub(crate) use self::page::About;
 use self::places::{Place, Places};
 pub(crate) use self::route::Site;
+pub use self::route::{Route, accepts_gzip, route};
 use crate::config::ListenAddress;
 
 /// How long a client may take to send the head of a request, and before that for its TLS handshake.

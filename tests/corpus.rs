@@ -47,3 +47,8 @@ fn every_seed_of_a_refusal_has_the_properties() {
 fn every_seed_of_a_web_config_has_the_properties() {
     replay("web_config", properties::web_config);
 }
+
+#[test]
+fn every_seed_of_a_request_has_the_properties() {
+    replay("router", properties::router);
+}

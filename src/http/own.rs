@@ -17,7 +17,7 @@ const LIFETIME: Duration = Duration::from_secs(1);
 
 /// How the metrics are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
+pub enum Format {
     /// Prometheus's text format 0.0.4.
     Text,
     /// OpenMetrics 1.0.0.
@@ -26,7 +26,7 @@ pub(crate) enum Format {
 
 impl Format {
     /// What the scraper prefers; the text format where it prefers nothing.
-    pub(super) fn preferred(headers: &HeaderMap) -> Self {
+    pub fn preferred(headers: &HeaderMap) -> Self {
         let (mut text, mut open) = (0.0, 0.0);
         let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
         for range in accepted.flat_map(|value| value.split(',')) {

@@ -24,7 +24,7 @@ const HTML: &str = "text/html; charset=utf-8";
 
 /// What can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Route {
+pub enum Route {
     /// The page for a person.
     Home,
     /// The metrics.
@@ -40,7 +40,7 @@ pub(crate) enum Route {
 }
 
 /// Which route a request takes.
-pub(crate) fn route(method: &Method, path: &str, telemetry_path: &str) -> Route {
+pub fn route(method: &Method, path: &str, telemetry_path: &str) -> Route {
     let found = match path {
         "/" => Route::Home,
         "/healthz" => Route::Healthy,
@@ -247,7 +247,7 @@ fn answer(status: StatusCode, content_type: &'static str, body: Parts) -> Respon
 
 /// Whether `Accept-Encoding` takes gzip: named with a weight above 0, or by `*` where it is not named
 /// (RFC 9110, section 12.5.3).
-fn accepts_gzip(headers: &HeaderMap) -> bool {
+pub fn accepts_gzip(headers: &HeaderMap) -> bool {
     let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let mut any = false;
     for coding in values.flat_map(|value| value.split(',')) {

@@ -1,10 +1,13 @@
-//! What holds of every body the API, or something in between, may send, and of every web config.
+//! What holds of every body the API, or something in between, may send, of every web config and of every request.
 //!
 //! Shared by the fuzz targets and by `tests/corpus.rs`. The oracle is `serde_json::Value` and the rules of the
 //! reference written out once more: it must not know how `wire` reads a body.
 
+use hyper::Method;
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use serde_json::Value;
 use zenlayer_exporter::api::wire::{Answer, InfoPage, Page, Refusal, read_answer, read_infos, read_refusal};
+use zenlayer_exporter::http::{Format, Route, accepts_gzip, route};
 use zenlayer_exporter::web_config;
 
 /// The longest id or status that may become a label, in bytes.
@@ -38,6 +41,46 @@ pub fn page(body: &[u8]) {
         match read_answer(document_body.as_bytes()) {
             Ok(Answer::Page(page)) => check_against(&page, &document),
             other => panic!("a page was not read as one: {other:?}: {document_body}"),
+        }
+    }
+}
+
+/// Checks where a request is led and in which form it is answered: its method, path, `Accept` and `Accept-Encoding`, a line
+/// each.
+///
+/// # Panics
+/// When a property does not hold.
+pub fn router(request: &[u8]) {
+    let mut lines = request.splitn(4, |&byte| byte == b'\n');
+    let mut line = || lines.next().unwrap_or_default();
+    let (method, path, accept, coding) = (line(), line(), line(), line());
+    if let (Ok(method), Ok(path)) = (Method::from_bytes(method), std::str::from_utf8(path)) {
+        let is_read = method == Method::GET || method == Method::HEAD;
+        let known =
+            [("/", Route::Home), ("/m", Route::Metrics), ("/healthz", Route::Healthy), ("/readyz", Route::Ready)];
+        let expected = match known.iter().find(|(known, _)| *known == path) {
+            Some((_, found)) if is_read => *found,
+            Some(_) => Route::MethodNotAllowed,
+            None => Route::NotFound,
+        };
+        assert_eq!(route(&method, path, "/m"), expected, "{method} {path}");
+    }
+    let value = |bytes| HeaderValue::from_bytes(bytes).ok();
+    let mentions = |bytes: &[u8], word: &str| String::from_utf8_lossy(bytes).to_ascii_lowercase().contains(word);
+    if let Some(accept_value) = value(accept) {
+        let format = Format::preferred(&HeaderMap::from_iter([(ACCEPT, accept_value)]));
+        assert!(
+            format == Format::Text || mentions(accept, "application/openmetrics-text"),
+            "nobody asked for {format:?}"
+        );
+    }
+    if let Some(coding_value) = value(coding) {
+        let is_zipped = accepts_gzip(&HeaderMap::from_iter([(ACCEPT_ENCODING, coding_value)]));
+        assert!(!is_zipped || mentions(coding, "gzip") || mentions(coding, "*"), "nobody asked for gzip");
+        let refused = [b"gzip;q=0,", coding].concat();
+        if let Some(refused) = value(&refused) {
+            let is_zipped = accepts_gzip(&HeaderMap::from_iter([(ACCEPT_ENCODING, refused)]));
+            assert!(!is_zipped, "gzip was refused");
         }
     }
 }
