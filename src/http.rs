@@ -22,7 +22,7 @@ use std::time::Duration;
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response, Version, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -291,6 +291,12 @@ impl Visitor {
                 Err(denial) => site.deny(&request, denial),
             }
         };
+        // hyper sends no body in answer to HEAD over HTTP/1, and does over HTTP/2.
+        if request.method() == Method::HEAD && request.version() == Version::HTTP_2 {
+            let length = response.body().size_hint().exact().unwrap_or_default();
+            response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+            response.body_mut().clear();
+        }
         response.body_mut().keep(under_way);
         gate.add_headers(response.headers_mut());
         Ok(response)

@@ -12,7 +12,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use crate::api::wire::MAX_IDS;
+use crate::api::wire::{Listing, MAX_IDS};
 use crate::api::{ApiError, Client, InfoPage, Kind, Session};
 use crate::config::{InstanceInfo, Tag};
 use crate::inventory;
@@ -53,14 +53,15 @@ impl Feed {
     }
 
     /// Asks for these instances by id, unless they are so many that a round costs less: the next one has them.
-    pub(crate) fn ask_for(&self, ids: &[&str]) {
+    /// Returns those that are asked for; of the others, too, the next round tells where too much waits already.
+    pub(crate) fn ask_for<'a, 'b>(&self, ids: &'a [&'b str]) -> &'a [&'b str] {
         let batches = ids.chunks(MAX_IDS);
-        if batches.len() <= MOST_WAITING {
-            for batch in batches {
-                // Where too much waits already, the next round has them, too.
-                let _ = self.wanted.try_send(batch.iter().map(|&id| id.to_owned()).collect());
-            }
+        if batches.len() > MOST_WAITING {
+            return &[];
         }
+        let owned = |batch: &[&str]| batch.iter().map(|&id| id.to_owned()).collect();
+        let asked = batches.take_while(|batch| self.wanted.try_send(owned(batch)).is_ok()).map(<[_]>::len).sum();
+        &ids[..asked]
     }
 }
 
@@ -114,7 +115,9 @@ impl Collector {
         let found = self.within_timeout(async {
             let session = self.client.session().await?;
             let mut reading = self.nothing_read();
-            reading.take_all(&look_up(&session, &ids, MOST_REQUESTS).await?)?;
+            for batch in ids.chunks(inventory::batch_size(&session)) {
+                reading.take_all(&look_up(&session, batch, MOST_REQUESTS).await?)?;
+            }
             Ok(reading.findings.into_infos())
         });
         found.await.inspect_err(|error| log(error, "the next round asks for all", "info look-up failed")).ok()
@@ -156,7 +159,7 @@ impl Collector {
     async fn read_named(&self, session: &Session<'_>, ids: &[&str]) -> Result<Infos, ApiError> {
         let mut requests = Vec::new();
         // A loop: the future of a closure over borrowed batches would not be `Send` for every lifetime.
-        for batch in ids.chunks(MAX_IDS) {
+        for batch in ids.chunks(inventory::batch_size(session)) {
             requests.push(look_up(session, batch, usize::MAX));
         }
         let mut batches = stream::iter(requests).buffer_unordered(self.width());
@@ -190,6 +193,9 @@ async fn look_up(session: &Session<'_>, ids: &[&str], most: usize) -> Result<Vec
         }
         asked += 1;
         match session.infos_of(batch).await {
+            Ok(page) if page.total_count > page.listed() as u64 => {
+                return Err(inventory::short("a look-up by id", page.listed(), batch.len(), page.total_count));
+            }
             Ok(page) => found.push(page),
             Err(error) if error.kind == Kind::NotFound => {
                 if batch.len() > 1 {

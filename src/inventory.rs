@@ -307,7 +307,7 @@ async fn full_page(source: &impl Source, number: u64) -> Result<Page, ApiError> 
     Err(short(&format!("page {number}"), again.listed(), page_size, again.total_count))
 }
 
-fn short(what: &str, listed: usize, asked: usize, total: u64) -> ApiError {
+pub(crate) fn short(what: &str, listed: usize, asked: usize, total: u64) -> ApiError {
     let advice = match listed {
         0 => "nothing is published, since instances would be missing".to_owned(),
         listed => format!("if the API serves no longer pages, set --zenlayer.page-size={listed}"),
@@ -325,7 +325,7 @@ pub(crate) fn overflow(overflow: Overflow) -> ApiError {
 }
 
 /// A page that the API cuts short would look like ids that are gone, so no look-up is longer than a page.
-fn batch_size(source: &impl Source) -> usize {
+pub(crate) fn batch_size(source: &impl Source) -> usize {
     MAX_IDS.min(source.page_size())
 }
 

@@ -258,13 +258,15 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
     let telemetry = Arc::new(Telemetry::default());
     let mut exporter = Exporter::start(config, Backoff::default(), &telemetry).await?;
     let outcome = exporter.poller.poll().await;
+    // What a slow round takes makes the statuses no older than they are printed as.
+    let polled_at = tokio::time::Instant::now();
     if outcome.is_ok()
         && let Some(collector) = &exporter.collector
         && let Some(infos) = collector.round().await
     {
         exporter.poller.inform(infos);
     }
-    let snapshot = exporter.published.fresh(tokio::time::Instant::now());
+    let snapshot = exporter.published.fresh(polled_at);
     let texts: Vec<_> = snapshot.iter().flat_map(|snapshot| snapshot.texts()).map(|text| &*text.bytes).collect();
     let mut text = texts.concat();
     text.extend(telemetry.render().into_bytes());

@@ -119,8 +119,7 @@ async fn check(config: Config) -> Result<(), String> {
 
 async fn healthcheck(web: &Web) -> Result<(), String> {
     for address in &web.listen {
-        let probed =
-            tokio::time::timeout(HEALTHCHECK_TIMEOUT, http::probe::probe(address, web.config_file.is_some())).await;
+        let probed = tokio::time::timeout(HEALTHCHECK_TIMEOUT, http::probe::probe(address)).await;
         probed
             .map_err(|_| format!("{address}: no answer within {HEALTHCHECK_TIMEOUT:?}"))?
             .map_err(|error| format!("{address}: {error}"))?;

@@ -49,6 +49,10 @@ pub(crate) struct Tls {
     pub(crate) http1: Arc<ServerConfig>,
     /// Whether a client without a certificate is turned away.
     pub(crate) needs_client: bool,
+    /// Whether a certificate that a client shows has to be of a known authority.
+    pub(crate) verifies_client: bool,
+    /// Whether it has to have one of the allowed names.
+    pub(crate) names_clients: bool,
 }
 
 /// A bucket of `burst` requests, and how long one takes to come back.
@@ -72,12 +76,17 @@ impl Settings {
     /// What of the protection `self` gives `next` would take away, or whether the address would change: a half-written
     /// file must not open the door, and scrapers know one scheme.
     pub(crate) fn lost_in(&self, next: &Self) -> Option<&'static str> {
-        let needs_client = |settings: &Self| settings.tls.as_ref().is_some_and(|tls| tls.needs_client);
+        let asks = |of: fn(&Tls) -> bool| {
+            let (now, then) = (self.tls.as_ref().is_some_and(of), next.tls.as_ref().is_some_and(of));
+            now && !then
+        };
         match () {
             () if self.has_tls() && !next.has_tls() => Some("turns TLS off"),
             () if !self.has_tls() && next.has_tls() => Some("turns TLS on"),
             () if self.has_users() && !next.has_users() => Some("turns passwords off"),
-            () if needs_client(self) && !needs_client(next) => Some("no longer requires client certificates"),
+            () if asks(|tls| tls.needs_client) => Some("no longer requires client certificates"),
+            () if asks(|tls| tls.verifies_client) => Some("no longer verifies client certificates"),
+            () if asks(|tls| tls.names_clients) => Some("takes clients of any name"),
             () => None,
         }
     }
@@ -400,7 +409,7 @@ web: {}
             ),
             (
                 format!("{TLS}, client_ca_file: text, client_auth_type: VerifyClientCertIfGiven}}"),
-                "tls_server_config.client_ca_file: has no certificate: give PEM",
+                "tls_server_config.client_ca_file: has no certificate: give PEM, or name a file with the key that ends in _file",
             ),
             (
                 format!("{TLS}, client_allowed_sans: [a]}}"),
@@ -431,7 +440,12 @@ web: {}
     #[test]
     fn a_change_that_takes_protection_away_is_seen() {
         let client = format!("{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: cert}}");
+        let anyone = read(&format!("{TLS}, client_auth_type: RequireAnyClientCert}}")).unwrap();
+        let named = client.replace("client_ca_file: cert", "client_ca_file: cert, client_allowed_sans: [prometheus]");
+        let named = read(&named).unwrap();
         let (plain, tls, client) = (read("").unwrap(), read(&format!("{TLS}}}")).unwrap(), read(&client).unwrap());
+        assert_eq!(client.lost_in(&anyone), Some("no longer verifies client certificates"));
+        assert_eq!(named.lost_in(&client), Some("takes clients of any name"));
         let users = read(&format!("basic_auth_users: {{a: {HASH}}}")).unwrap();
         assert_eq!(tls.lost_in(&plain), Some("turns TLS off"));
         assert_eq!(plain.lost_in(&tls), Some("turns TLS on"));

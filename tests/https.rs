@@ -6,9 +6,12 @@ mod common;
 
 use std::fs;
 
+use bytes::Bytes;
 use common::web::{Authority, Client};
 use common::{Exporter, config_of};
-use hyper::Method;
+use http_body_util::{BodyExt, Empty};
+use hyper::{Method, Request};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::version::{TLS12, TLS13};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -52,7 +55,7 @@ impl Secured {
 
     async fn probe(&self) -> Result<(), String> {
         let (host, port) = (self.exporter.address.ip().to_string(), self.exporter.address.port());
-        probe(&ListenAddress::Host(host, port), true).await.map_err(|error| error.to_string())
+        probe(&ListenAddress::Host(host, port)).await.map_err(|error| error.to_string())
     }
 }
 
@@ -235,6 +238,21 @@ async fn a_health_check_asks_over_tls_and_in_plain_alike() {
     assert_eq!(old.probe().await, Ok(()));
     let plain = Exporter::start(config_of(&["--demo=5"], &[])).await;
     let address = ListenAddress::Host(plain.address.ip().to_string(), plain.address.port());
-    probe(&address, true).await.unwrap();
+    probe(&address).await.unwrap();
     assert_eq!(common::request(plain.address, Method::GET, "/healthz", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn head_over_http2_has_no_body() {
+    let secured = Secured::start("", "", &[]).await;
+    let client = Client { alpn: vec![b"h2"], ..secured.client() };
+    let stream = client.connect(secured.exporter.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let head = Request::head("https://localhost/metrics").body(Empty::<Bytes>::new()).unwrap();
+    let (head, body) = sender.send_request(head).await.unwrap().into_parts();
+    let length: usize = head.headers["content-length"].to_str().unwrap().parse().unwrap();
+    assert!(length > 1000, "{length}");
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "");
 }

@@ -423,3 +423,28 @@ async fn a_rate_limit_is_shared_and_both_get_through() {
     assert!(simulator.tally().limited > 0, "no limit was met");
     assert!(metrics.value(SUCCESS.0, &SUCCESS.1) == Some(1.0));
 }
+
+#[tokio::test]
+async fn a_round_that_takes_too_long_takes_no_status_from_what_is_printed_once() {
+    let simulator = simulator(5).await;
+    simulator.set(|knobs| {
+        knobs.fault = Some(Fault::HangBeforeHeaders);
+        knobs.fault_of = Some(Action::DescribeInstances);
+    });
+    let mut config = with_info(&simulator, &[], ONCE);
+    config.instance_info.as_mut().unwrap().timeout = Duration::from_millis(300);
+    config.poll.max_staleness = Duration::from_millis(100);
+    let (text, outcome) = zenlayer_exporter::once(&config).await.unwrap();
+    outcome.unwrap();
+    assert_eq!(Metrics::parse(std::str::from_utf8(&text).unwrap()).instances(), held(&simulator));
+}
+
+#[tokio::test]
+async fn instances_that_are_named_are_asked_for_as_many_as_a_page_takes() {
+    let simulator = simulator(25).await;
+    simulator.set(|knobs| knobs.longest_page = 10);
+    let ids = simulator.with_fleet(|fleet| fleet.machines.iter().map(|machine| machine.id.clone()).collect::<Vec<_>>());
+    let named = format!("--zenlayer.instance-ids={}", ids.join(","));
+    let exporter = Exporter::ready(with_info(&simulator, &[&named, "--zenlayer.page-size=10"], ONCE)).await;
+    until_all_have_info(&exporter, &simulator).await;
+}

@@ -244,6 +244,10 @@ impl Check<'_> {
             self.wrong::<()>(INTERVAL, "is shorter than a second: give 1s or more");
         }
         let tags = self.tags(&flags.collector_instance_info_tags);
+        if !flags.collector_instance_info && !flags.collector_instance_info_tags.is_empty() {
+            let wrong = "has no effect without --collector.instance-info: add that, or leave the tags out";
+            self.wrong::<()>("--collector.instance-info.tags", wrong);
+        }
         let interval = interval?;
         // A round that takes longer than its interval delays the next one, so it may take all of that.
         Some(InstanceInfo { interval, timeout: interval.max(poll?.timeout), tags: tags? })

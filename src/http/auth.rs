@@ -1,10 +1,11 @@
 //! Who may: names and passwords by HTTP Basic (RFC 7617), and how often anybody may ask.
 //!
 //! Invariant: bcrypt runs off the async threads, few at a time, and never for a password that is remembered, so that
-//! wrong ones cannot keep out right ones. It must not know what is served, nor where the users come from.
+//! wrong ones cannot keep out right ones. It bounds what guesses cost this process, not how many there are: the rate limit
+//! does that. It must not know what is served, nor where the users come from.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -64,11 +65,22 @@ struct Login {
 }
 
 impl Accounts {
-    /// `None` where there are no users.
-    pub(super) fn new(users: Users) -> Option<Self> {
+    /// `None` where there are no users. Whose hash is as it was in `previous` is still remembered: a tag covers the hash.
+    pub(super) fn new(users: Users, previous: Option<&Self>) -> Option<Self> {
         let decoy = *users.values().max_by_key(|hash| hash.cost)?;
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).expect("the system has randomness");
-        Some(Self { users, decoy, key, remembered: Mutex::default() })
+        let (key, mut remembered) = previous.map_or_else(
+            || {
+                let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
+                (key.expect("the system has randomness"), HashMap::new())
+            },
+            |previous| (previous.key.clone(), previous.remembered().clone()),
+        );
+        remembered.retain(|user, _| users.contains_key(user));
+        Some(Self { users, decoy, key, remembered: Mutex::new(remembered) })
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashMap<String, hmac::Tag>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn users(&self) -> &Users {
@@ -102,7 +114,7 @@ impl Accounts {
         match (known, checked.await) {
             (Some(hash), Ok(Some(password))) => {
                 let tag = self.tag(&user, &hash, &password);
-                self.remembered.lock().unwrap_or_else(PoisonError::into_inner).insert(user, tag);
+                self.remembered().insert(user, tag);
                 Ok(())
             }
             _ => Err(Denial::Unknown),
@@ -112,7 +124,7 @@ impl Accounts {
     fn knows(&self, Login { user, password }: &Login) -> bool {
         let Some(hash) = self.users.get(user) else { return false };
         let tag = self.tag(user, hash, password);
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = self.remembered();
         remembered.get(user).is_some_and(|known| subtle::ConstantTimeEq::ct_eq(known.as_ref(), tag.as_ref()).into())
     }
 

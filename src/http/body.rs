@@ -30,6 +30,11 @@ impl Body {
         Self(parts.has_remaining().then_some(parts))
     }
 
+    /// Drops what would be sent.
+    pub(super) fn clear(&mut self) {
+        self.0 = None;
+    }
+
     /// Keeps something until the last byte is written; a body by itself is gone before, as soon as its frame is taken.
     pub(super) fn keep(&mut self, kept: impl Any + Send + Sync) {
         if let Some(parts) = &mut self.0 {

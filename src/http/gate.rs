@@ -42,7 +42,8 @@ impl Gate {
         let kept_accounts = old.accounts.clone().filter(|accounts| *accounts.users() == settings.users);
         let kept_limiter = old.limiter.clone().filter(|_| old.settings.rate_limit == settings.rate_limit);
         let next = InUse {
-            accounts: kept_accounts.or_else(|| Accounts::new(settings.users.clone()).map(Arc::new)),
+            accounts: kept_accounts
+                .or_else(|| Accounts::new(settings.users.clone(), old.accounts.as_deref()).map(Arc::new)),
             limiter: kept_limiter.or_else(|| settings.rate_limit.map(|limit| Arc::new(Limiter::new(limit)))),
             settings,
         };
@@ -78,8 +79,12 @@ impl Gate {
 
     /// Whether the request may be answered, as far as that takes no time to find out.
     pub(super) fn admits_at_once(&self, path: &str, headers: &HeaderMap) -> bool {
-        let is_open = self.open_health && route::is_health(path);
-        is_open || self.in_use().accounts.as_ref().is_none_or(|accounts| accounts.remembers(headers))
+        if self.open_health && route::is_health(path) {
+            return true;
+        }
+        let in_use = self.in_use();
+        in_use.limiter.as_ref().is_none_or(|limiter| limiter.take().is_ok())
+            && in_use.accounts.as_ref().is_none_or(|accounts| accounts.remembers(headers))
     }
 
     /// Adds the headers that every answer is to have.

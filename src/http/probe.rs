@@ -30,32 +30,34 @@ pub enum ProbeError {
     #[error("cannot connect: {0}: is the exporter running, with the same --web.listen-address?")]
     Connect(io::Error),
     /// What listens there speaks TLS, but not so that anybody could follow.
-    #[error("no TLS: {0}")]
+    #[error("no TLS that could be followed: {0}: is it the exporter that listens there?")]
     Tls(io::Error),
     /// What listens there does not speak HTTP.
-    #[error("no HTTP answer: {0}")]
+    #[error("no HTTP answer: {0}: is it the exporter that listens there?")]
     Http(#[from] hyper::Error),
     /// It answered that it is not.
     #[error("HTTP {0}: {1}")]
     Unhealthy(u16, String),
 }
 
-/// Asks `/healthz` of whatever listens on `address`, over TLS where it speaks that and `may_have_tls`.
+/// Asks `/healthz` of whatever listens on `address`, over TLS where it speaks that.
 ///
 /// # Errors
 /// When the answer is neither 200 nor that a password, a certificate or patience is needed.
-pub async fn probe(address: &ListenAddress, may_have_tls: bool) -> Result<(), ProbeError> {
-    if may_have_tls {
-        // Found out by trying, not read in the file: that may have changed in a way that the process cannot use.
-        let asked = Arc::new(Asked::default());
-        match probe_tls(address, &asked).await {
-            Err(ProbeError::Tls(error)) if is_plain(&error) => {}
-            // Having no certificate to show, this learns no more than that the process asks for one.
-            Err(ProbeError::Tls(_) | ProbeError::Http(_)) if asked.0.load(Ordering::Relaxed) => return Ok(()),
-            other => return other,
-        }
+pub async fn probe(address: &ListenAddress) -> Result<(), ProbeError> {
+    // Found out by trying: no flag of this process tells what the other one was started with, and its file may have
+    // changed in a way that it cannot use.
+    let no_http = match ask(connect(address).await?).await {
+        Err(ProbeError::Http(error)) => error,
+        other => return other,
+    };
+    let asked = Arc::new(Asked::default());
+    match probe_tls(address, &asked).await {
+        Err(ProbeError::Tls(error)) if is_plain(&error) => Err(no_http.into()),
+        // Having no certificate to show, this learns no more than that the process asks for one.
+        Err(ProbeError::Tls(_) | ProbeError::Http(_)) if asked.0.load(Ordering::Relaxed) => Ok(()),
+        other => other,
     }
-    ask(connect(address).await?).await
 }
 
 async fn connect(address: &ListenAddress) -> Result<TcpStream, ProbeError> {

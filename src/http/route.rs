@@ -120,8 +120,8 @@ impl Site {
     pub(crate) fn refuse<B>(&self, request: &Request<B>, may_know: bool) -> Response<Body> {
         let path = request.uri().path();
         let asked = route(request.method(), path, &self.telemetry_path);
-        let mut response = if asked == Route::Healthy && may_know {
-            self.healthy()
+        let mut response = if asked == Route::Healthy {
+            if may_know { self.healthy() } else { unauthorized() }
         } else {
             let text = "too many connections: close some, or raise --web.max-connections\n";
             answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())

@@ -71,8 +71,8 @@ impl Names {
         let missing = self.known().missing(inventory);
         self.asked.retain(|id| missing.binary_search(&&**id).is_ok());
         let new: Vec<_> = missing.into_iter().filter(|id| !self.asked.contains(*id)).collect();
-        self.feed.ask_for(&new);
-        self.asked.extend(new.into_iter().map(str::to_owned));
+        let asked = self.feed.ask_for(&new);
+        self.asked.extend(asked.iter().map(|&id| id.to_owned()));
     }
 
     fn known(&self) -> &Infos {

@@ -77,7 +77,10 @@ impl Check<'_> {
         let client = self.client(&mut fields);
         let (chain, key, server_order, client) = (chain?, key?, server_order?, client.ok()?);
         let (provider, versions) = (Arc::new(provider?), versions?);
-        let needs_client = client.as_ref().is_some_and(|client| client.mandatory);
+        let is = |what: fn(&Client) -> bool| client.as_ref().is_some_and(what);
+        let needs_client = is(|client| client.mandatory);
+        let (verifies_client, names_clients) =
+            (is(|client| client.chain.is_some()), is(|client| client.names.is_some()));
         let Ok(builder) = ServerConfig::builder_with_provider(provider).with_protocol_versions(&versions) else {
             return self.wrong(line, PATH, "cipher_suites has none for min_version to max_version");
         };
@@ -98,7 +101,7 @@ impl Check<'_> {
         if http2 {
             config.alpn_protocols.insert(0, b"h2".to_vec());
         }
-        Some(Tls { offered: Arc::new(config), http1, needs_client })
+        Some(Tls { offered: Arc::new(config), http1, needs_client, verifies_client, names_clients })
     }
 
     /// The text of `key` or the content of the file that `key_file` names; `None` where neither is given.
@@ -126,7 +129,11 @@ impl Check<'_> {
     fn certificates(&mut self, pem: &Pem) -> Option<Vec<CertificateDer<'static>>> {
         match CertificateDer::pem_slice_iter(&pem.bytes).collect::<Result<Vec<_>, _>>() {
             Ok(certificates) if !certificates.is_empty() => Some(certificates),
-            _ => self.wrong(pem.line, &pem.name, "has no certificate: give PEM"),
+            _ => self.wrong(
+                pem.line,
+                &pem.name,
+                "has no certificate: give PEM, or name a file with the key that ends in _file",
+            ),
         }
     }
 
