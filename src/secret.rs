@@ -115,13 +115,21 @@ impl fmt::Display for Secret {
 
 #[cfg(test)]
 mod tests {
-    use super::Secret;
+    use super::{Secret, contents};
 
     #[test]
     fn is_redacted_however_it_is_printed() {
         let secret = Secret::new("Gu5t9xGARNpq86cd98joQYCN3");
         let printed = format!("{secret} {secret:?} {secret:#?} {:?}", Some(&secret));
         assert_eq!(printed, "[redacted] [redacted] [redacted] Some([redacted])");
+    }
+
+    #[test]
+    fn is_overwritten_when_dropped_and_so_is_what_was_read_of_its_file() {
+        fn is_overwritten(_: &impl zeroize::ZeroizeOnDrop) {}
+        let file = tempfile::NamedTempFile::new().unwrap();
+        is_overwritten(&contents(file.path()).unwrap());
+        is_overwritten(&Secret::new("key").0);
     }
 
     #[test]

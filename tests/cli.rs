@@ -61,6 +61,20 @@ impl Running {
         Self { child, stderr, log, address }
     }
 
+    /// Waits for the metrics to count a poll with that outcome.
+    async fn until_a_poll_ends_with(&self, outcome: &str) {
+        let polls = async || {
+            let metrics = common::request(self.address, Method::GET, "/metrics", &[]).await;
+            Metrics::parse(metrics.text()).value("zenlayer_exporter_polls_total", &[("outcome", outcome)])
+        };
+        let counted = async {
+            while polls().await < Some(1.0) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(common::PATIENCE, counted).await.unwrap_or_else(|_| panic!("no poll with {outcome}"));
+    }
+
     /// Sends a signal and waits. Returns the exit code and the whole log.
     fn signal(mut self, name: &str) -> (Option<i32>, String) {
         let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
@@ -541,12 +555,7 @@ async fn a_secret_is_nowhere_to_be_read() {
         // The first poll is refused, the next succeeds.
         simulator.set(|knobs| knobs.fault = Some(Fault::answer(401, "{\"code\":\"NO\"}")));
         let running = Running::start(command);
-        let failed = |metrics: &Metrics| metrics.value("zenlayer_exporter_polls_total", &[("outcome", "unauthorized")]);
-        while failed(&Metrics::parse(common::request(running.address, Method::GET, "/metrics", &[]).await.text()))
-            != Some(1.0)
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        running.until_a_poll_ends_with("unauthorized").await;
         simulator.set(|knobs| knobs.fault = None);
         let mut seen = std::fs::read_to_string(format!("/proc/{}/cmdline", running.child.id())).unwrap();
         loop {
@@ -566,6 +575,48 @@ async fn a_secret_is_nowhere_to_be_read() {
         seen.push_str(text(&on_simulator(&simulator, &["--help"]).output().unwrap().stdout));
         assert!(!seen.contains(secret), "{seen}");
         assert!(!seen.contains("Signature="), "the authorization header was written:\n{seen}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_changes_is_nowhere_to_be_read() {
+    const ROTATED: &str = "hush-of-the-next-token";
+    let simulator = simulator(5).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    let token = format!("--zenlayer.token-file={}", file.display());
+    for format in ["--log.format=logfmt", "--log.format=json"] {
+        std::fs::write(&file, TOKEN).unwrap();
+        let flags = ["--web.listen-address=127.0.0.1:0", "--log.level=trace", "--poll.interval=1s", &token, format];
+        let running = Running::start(&mut on_simulator(&simulator, &flags));
+        let mut seen = String::new();
+        for (content, outcome) in
+            [(TOKEN, "success"), (ROTATED, "unauthorized"), (&format!("{ROTATED}\n{TOKEN}"), "credentials")]
+        {
+            std::fs::write(&file, content).unwrap();
+            running.until_a_poll_ends_with(outcome).await;
+            for path in ["/metrics", "/", "/readyz"] {
+                seen.push_str(common::request(running.address, Method::GET, path, &[]).await.text());
+            }
+        }
+        let (code, log) = running.signal("TERM");
+        assert_eq!(code, Some(0));
+        assert!(log.contains("holds more than one line of plain text"), "{log}");
+        seen.push_str(&log);
+        for secret in [TOKEN, ROTATED, "Bearer"] {
+            assert!(!seen.contains(secret), "{secret}:\n{seen}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_that_shows_the_settings_shows_no_secret() {
+    let key = [("ZENLAYER_ACCESS_KEY_ID", KEY_ID), ("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)];
+    for (variables, secret) in [(&key[..], PASSWORD), (&[("ZENLAYER_TOKEN", TOKEN)], TOKEN)] {
+        let config = common::config_of(&[], variables);
+        let panicked = std::thread::spawn(move || panic!("{config:?} {config:#?}")).join().unwrap_err();
+        let message = panicked.downcast::<String>().unwrap();
+        assert!(message.contains("[redacted]") && !message.contains(secret), "{message}");
     }
 }
 
