@@ -138,6 +138,7 @@ zenlayer-exporter: these settings are wrong:
 --collector.instance-info.interval: is shorter than a second: give 1s or more
 --collector.instance-info.tags: one of the tags is empty: separate tags by single commas
 --collector.instance-info.tags: \"cost-center\" and \"cost.center\" would both be the label tag_cost_center: leave one out
+--collector.instance-info.tags: has no effect without --collector.instance-info: add that, or leave the tags out
 --web.listen-address: \"10980\" is no address: give one like :10980, 127.0.0.1:10980 or [::1]:10980
 --web.telemetry-path: \"metrics\" is no path: give one like /metrics
 --metrics.status-series: \"some\" is none of current, all

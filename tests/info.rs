@@ -88,7 +88,7 @@ fn with_label(metrics: &Metrics, (name, value): (&str, &str)) -> usize {
 #[tokio::test]
 async fn where_it_is_off_nothing_is_asked_and_nothing_shown() {
     let simulator = simulator(5).await;
-    let exporter = Exporter::ready(config(&simulator, &["--collector.instance-info.tags=env"])).await;
+    let exporter = Exporter::ready(config(&simulator, &[])).await;
     let metrics = exporter.polls(3).await;
     assert!(!metrics.text.contains(INFO) && !metrics.text.contains(EXPIRY) && !metrics.text.contains("instance-info"));
     assert!(!metrics.text.contains("action=\"DescribeInstances\""));

@@ -1,0 +1,395 @@
+//! Clients that do what none should, by the hundred, while a scrape each 100 ms has to succeed.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
+mod common;
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::web::{Authority, Client};
+use common::{PATIENCE, request};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use zenlayer_exporter::model::Service;
+use zenlayer_exporter::simulator::{KEY_ID, Knobs, PASSWORD, Simulator};
+
+/// How long the rude ones go on: longer than a head may take.
+const RUDE: Duration = Duration::from_secs(8);
+/// Between two tries of one of them.
+const PAUSE: Duration = Duration::from_secs(1);
+const INSTANCES: usize = 2000;
+/// The default of `--web.max-connections`.
+const PLACES: usize = 256;
+/// What the test itself opens at a time, and the exporter has to open less.
+const FILES: usize = 2000;
+/// What the rude may cost, more than the polite: buffers of 256 connections, and what a debug build wastes.
+const SLACK_KIB: usize = 32 << 10;
+const SCRAPE: &str = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
+const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The binary, as its memory is to be measured; killed when dropped.
+struct Running {
+    child: Child,
+    /// Open for as long as it may write there.
+    _stderr: BufReader<ChildStderr>,
+    address: SocketAddr,
+}
+
+impl Running {
+    async fn start(simulator: &Simulator, flags: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_zenlayer-exporter"))
+            .args(["--web.listen-address=127.0.0.1:0", "--poll.interval=1s"])
+            .arg(format!("--zenlayer.endpoint={}", simulator.endpoint()))
+            .args(flags)
+            .env_clear()
+            .env("ZENLAYER_ACCESS_KEY_ID", KEY_ID)
+            .env("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        let address = loop {
+            line.clear();
+            assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended early");
+            if let Some((_, rest)) = line.split_once("message=listening address=") {
+                break rest.split(' ').next().unwrap().parse().unwrap();
+            }
+        };
+        Self { child, _stderr: stderr, address }
+    }
+
+    /// The most memory it ever had, in KiB.
+    fn peak(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn require_files() {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let files = files.split_whitespace().next().unwrap().parse().unwrap_or(usize::MAX);
+    assert!(files >= FILES, "this test opens {FILES} files, and {files} are allowed: raise it with ulimit -n {FILES}");
+}
+
+async fn ask(address: SocketAddr, text: &str) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(text.as_bytes()).await?;
+    Ok(stream)
+}
+
+async fn until_closed(mut stream: impl AsyncRead + Unpin) -> io::Result<()> {
+    tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(|_| ())
+}
+
+/// Writes the same until the other side has enough.
+async fn flood(mut stream: impl AsyncWrite + Unpin, bytes: &[u8], times: usize) -> io::Result<()> {
+    for _ in 0..times {
+        stream.write_all(bytes).await?;
+    }
+    stream.flush().await
+}
+
+async fn says_nothing(address: SocketAddr) -> io::Result<()> {
+    until_closed(TcpStream::connect(address).await?).await
+}
+
+async fn sends_its_head_slowly(address: SocketAddr) -> io::Result<()> {
+    let mut stream = ask(address, "GET /metrics HTTP/1.1\r\nx: ").await?;
+    loop {
+        stream.write_all(b"x").await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn sends_ten_megabytes_of_head(address: SocketAddr) -> io::Result<()> {
+    let stream = ask(address, "GET /metrics HTTP/1.1\r\nx: ").await?;
+    flood(stream, &[b'x'; 10_000], 1000).await
+}
+
+async fn sends_a_body(address: SocketAddr) -> io::Result<()> {
+    let stream = ask(address, "GET /metrics HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000\r\n\r\n").await?;
+    flood(stream, &[b'x'; 10_000], 100_000).await
+}
+
+async fn sends_chunks_without_end(address: SocketAddr) -> io::Result<()> {
+    let stream = ask(address, "GET /metrics HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n").await?;
+    flood(stream, b"1\r\nx\r\n", usize::MAX).await
+}
+
+async fn asks_again_and_again_at_once(address: SocketAddr) -> io::Result<()> {
+    until_closed(ask(address, &"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n".repeat(1000)).await?).await
+}
+
+async fn speaks_http2_unasked(address: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(HTTP2).await?;
+    stream.write_all(&frame(4, 0, 0, &[])).await?;
+    until_closed(stream).await
+}
+
+async fn sends_garbage(address: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    let garbage: Vec<u8> = (0..100_000).map(|_| fastrand::u8(..)).collect();
+    stream.write_all(&garbage).await?;
+    until_closed(stream).await
+}
+
+async fn closes_its_half(address: SocketAddr) -> io::Result<()> {
+    for text in ["", "GET /metrics HT", SCRAPE] {
+        let mut stream = ask(address, text).await?;
+        stream.shutdown().await?;
+        until_closed(stream).await?;
+    }
+    Ok(())
+}
+
+/// Asks for more than the sockets' buffers hold, and takes none of it.
+async fn never_reads(address: SocketAddr) -> io::Result<()> {
+    let _stream = ask(address, &SCRAPE.repeat(200)).await?;
+    std::future::pending().await
+}
+
+async fn reads_a_byte_a_second(address: SocketAddr) -> io::Result<()> {
+    let mut stream = ask(address, &SCRAPE.repeat(200)).await?;
+    loop {
+        stream.read_u8().await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn begins_a_handshake(address: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    // A record of 512 bytes is to follow.
+    stream.write_all(&[22, 3, 1, 2, 0, 1, 0]).await?;
+    until_closed(stream).await
+}
+
+/// A frame of HTTP/2 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// `GET https://localhost/` as HPACK has it.
+const GET: &[u8] = b"\x82\x84\x87\x41\x09localhost";
+
+/// Over TLS, where HTTP/2 is agreed on.
+async fn http2(client: &Client, address: SocketAddr) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+    let mut stream = client.connect(address).await?;
+    stream.write_all(HTTP2).await?;
+    stream.write_all(&frame(4, 0, 0, &[])).await?;
+    Ok(stream)
+}
+
+async fn idles_over_http2(client: Arc<Client>, address: SocketAddr) -> io::Result<()> {
+    until_closed(http2(&client, address).await?).await
+}
+
+async fn never_ends_its_headers(client: Arc<Client>, address: SocketAddr) -> io::Result<()> {
+    let mut stream = http2(&client, address).await?;
+    stream.write_all(&frame(1, 1, 1, GET)).await?;
+    // A header that is not indexed, of 100 bytes, in one CONTINUATION after the other.
+    let header = [&b"\x00\x01x\x64"[..], &[b'x'; 100]].concat();
+    flood(stream, &frame(9, 0, 1, &header.repeat(100)), 1000).await
+}
+
+async fn resets_what_it_asked(client: Arc<Client>, address: SocketAddr) -> io::Result<()> {
+    let mut stream = http2(&client, address).await?;
+    for number in (1..20_000).step_by(2) {
+        let asked = frame(1, 5, number, GET);
+        stream.write_all(&[asked, frame(3, 0, number, &[0, 0, 0, 8])].concat()).await?;
+    }
+    stream.flush().await
+}
+
+/// Has that many clients be rude, each again and again.
+fn crowd<F>(rude: &mut JoinSet<()>, count: usize, until: Instant, act: impl Fn() -> F + Clone + Send + Sync + 'static)
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    for _ in 0..count {
+        let act = act.clone();
+        rude.spawn(async move {
+            // How each is got rid of is not the question here: by an answer, an end or a reset.
+            let again = async {
+                loop {
+                    let _ = act().await;
+                    tokio::time::sleep(PAUSE).await;
+                }
+            };
+            let _: Result<(), _> = tokio::time::timeout_at(until, again).await;
+        });
+    }
+}
+
+fn is_whole(text: &str) -> bool {
+    text.matches("\nzenlayer_instance_status{").count() == INSTANCES
+}
+
+async fn scrape(address: SocketAddr) -> Result<(), String> {
+    let reply = request(address, Method::GET, "/metrics", &[]).await;
+    let whole = reply.status == 200 && is_whole(reply.text());
+    whole.then_some(()).ok_or_else(|| format!("{}: {}", reply.status, reply.text()))
+}
+
+async fn until_ready<F: Future<Output = Result<(), String>>>(scrape: impl Fn() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = scrape().await {
+        assert!(Instant::now() < deadline, "it is never ready: {error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Scrapes each 100 ms for as long as the rude are there. Returns how often.
+async fn scrape_through<F>(rude: &mut JoinSet<()>, scrape: impl Fn() -> F) -> usize
+where
+    F: Future<Output = Result<(), String>>,
+{
+    let mut every = tokio::time::interval(Duration::from_millis(100));
+    let mut scrapes = 0;
+    while !rude.is_empty() {
+        while rude.try_join_next().is_some() {}
+        every.tick().await;
+        let scraped = tokio::time::timeout(PATIENCE, scrape()).await.expect("a scrape hangs");
+        scraped.unwrap_or_else(|error| panic!("scrape {scrapes}: {error}"));
+        scrapes += 1;
+    }
+    scrapes
+}
+
+/// Opens as many connections as there are places, and asks twice on each: were a place lost, one would lose its own.
+async fn fill_every_place(address: SocketAddr) -> Result<(), hyper::Error> {
+    let mut senders = Vec::new();
+    for _ in 0..PLACES {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        senders.push(sender);
+    }
+    for _ in 0..2 {
+        for sender in &mut senders {
+            sender.ready().await?;
+            let request = Request::get("/readyz").header("host", "localhost").body(Empty::<Bytes>::new()).unwrap();
+            let response = sender.send_request(request).await?;
+            assert_eq!(response.status(), 200);
+            response.into_body().collect().await?;
+        }
+    }
+    Ok(())
+}
+
+async fn until_every_place_is_there(address: SocketAddr) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = fill_every_place(address).await {
+        assert!(Instant::now() < deadline, "a place is lost: {error}");
+    }
+}
+
+async fn simulator() -> Simulator {
+    Simulator::start(Knobs::still(Service::Vm, INSTANCES)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_crowd_of_rude_clients_stops_a_scrape() {
+    require_files();
+    let simulator = simulator().await;
+    let (polite, exporter) = (Running::start(&simulator, &[]).await, Running::start(&simulator, &[]).await);
+    for address in [polite.address, exporter.address] {
+        until_ready(|| scrape(address)).await;
+    }
+    until_every_place_is_there(polite.address).await;
+    let (address, until) = (exporter.address, Instant::now() + RUDE);
+    let mut rude = JoinSet::new();
+    crowd(&mut rude, 1000, until, move || says_nothing(address));
+    crowd(&mut rude, 100, until, move || sends_its_head_slowly(address));
+    crowd(&mut rude, 10, until, move || sends_ten_megabytes_of_head(address));
+    crowd(&mut rude, 10, until, move || sends_a_body(address));
+    crowd(&mut rude, 10, until, move || sends_chunks_without_end(address));
+    crowd(&mut rude, 5, until, move || asks_again_and_again_at_once(address));
+    crowd(&mut rude, 10, until, move || speaks_http2_unasked(address));
+    crowd(&mut rude, 10, until, move || sends_garbage(address));
+    crowd(&mut rude, 10, until, move || closes_its_half(address));
+    crowd(&mut rude, 20, until, move || never_reads(address));
+    crowd(&mut rude, 20, until, move || reads_a_byte_a_second(address));
+    let scrapes = scrape_through(&mut rude, || scrape(address)).await;
+    let (peak, usual) = (exporter.peak(), polite.peak());
+    println!("{scrapes} scrapes; at most {peak} KiB, {usual} KiB among the polite");
+    assert!(scrapes > 0);
+    assert!(peak < usual + SLACK_KIB, "{peak} KiB, where polite clients take {usual} KiB");
+    until_every_place_is_there(address).await;
+    scrape(address).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_does_one_over_tls() {
+    require_files();
+    let (folder, authority, simulator) = (tempfile::tempdir().unwrap(), Authority::new(), simulator().await);
+    authority.write(folder.path());
+    let file = folder.path().join("web.yml");
+    fs::write(&file, "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n").unwrap();
+    let exporter = Running::start(&simulator, &[&format!("--web.config.file={}", file.display())]).await;
+    let address = exporter.address;
+    let client = Arc::new(Client { alpn: vec![b"h2", b"http/1.1"], ..Client::trusting(&[&authority]) });
+    let scrape = || async {
+        let (reply, _) = client.get(address, "/metrics", &[]).await?;
+        let whole = reply.status == 200 && is_whole(reply.text());
+        whole.then_some(()).ok_or_else(|| format!("{}: {}", reply.status, reply.text()))
+    };
+    until_ready(scrape).await;
+    let usual = exporter.peak();
+    let until = Instant::now() + RUDE;
+    let mut rude = JoinSet::new();
+    crowd(&mut rude, 300, until, move || says_nothing(address));
+    crowd(&mut rude, 300, until, move || begins_a_handshake(address));
+    crowd(&mut rude, 10, until, move || sends_garbage(address));
+    crowd(&mut rude, 10, until, move || never_reads(address));
+    let over_http2 = Arc::clone(&client);
+    crowd(&mut rude, 10, until, move || idles_over_http2(Arc::clone(&over_http2), address));
+    let over_http2 = Arc::clone(&client);
+    crowd(&mut rude, 4, until, move || never_ends_its_headers(Arc::clone(&over_http2), address));
+    let over_http2 = Arc::clone(&client);
+    crowd(&mut rude, 4, until, move || resets_what_it_asked(Arc::clone(&over_http2), address));
+    let scrapes = scrape_through(&mut rude, scrape).await;
+    let peak = exporter.peak();
+    println!("{scrapes} scrapes over TLS; at most {peak} KiB, {usual} KiB before");
+    assert!(scrapes > 0);
+    assert!(peak < usual + SLACK_KIB, "{peak} KiB, {usual} KiB before");
+    scrape().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_long_is_answered_so() {
+    let simulator = simulator().await;
+    let exporter = Running::start(&simulator, &[]).await;
+    for (length, status) in [(8 << 10, "200"), (20 << 10, "431")] {
+        let head =
+            format!("GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx: {}\r\n\r\n", "x".repeat(length));
+        let mut stream = ask(exporter.address, &head).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, format!("HTTP/1.1 {status}").as_bytes(), "{length} bytes");
+    }
+}
