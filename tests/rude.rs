@@ -48,7 +48,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(simulator: &Simulator, flags: &[&str]) -> Self {
+    fn start(simulator: &Simulator, flags: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_zenlayer-exporter"))
             .args(["--web.listen-address=127.0.0.1:0", "--poll.interval=1s"])
             .arg(format!("--zenlayer.endpoint={}", simulator.endpoint()))
@@ -273,8 +273,8 @@ where
     while !rude.is_empty() {
         while rude.try_join_next().is_some() {}
         every.tick().await;
-        let scraped = tokio::time::timeout(PATIENCE, scrape()).await.expect("a scrape hangs");
-        scraped.unwrap_or_else(|error| panic!("scrape {scrapes}: {error}"));
+        let outcome = tokio::time::timeout(PATIENCE, scrape()).await.expect("a scrape hangs");
+        outcome.unwrap_or_else(|error| panic!("scrape {scrapes}: {error}"));
         scrapes += 1;
     }
     scrapes
@@ -316,7 +316,7 @@ async fn simulator() -> Simulator {
 async fn no_crowd_of_rude_clients_stops_a_scrape() {
     require_files();
     let simulator = simulator().await;
-    let (polite, exporter) = (Running::start(&simulator, &[]).await, Running::start(&simulator, &[]).await);
+    let (polite, exporter) = (Running::start(&simulator, &[]), Running::start(&simulator, &[]));
     for address in [polite.address, exporter.address] {
         until_ready(|| scrape(address)).await;
     }
@@ -350,7 +350,7 @@ async fn nor_does_one_over_tls() {
     authority.write(folder.path());
     let file = folder.path().join("web.yml");
     fs::write(&file, "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n").unwrap();
-    let exporter = Running::start(&simulator, &[&format!("--web.config.file={}", file.display())]).await;
+    let exporter = Running::start(&simulator, &[&format!("--web.config.file={}", file.display())]);
     let address = exporter.address;
     let client = Arc::new(Client { alpn: vec![b"h2", b"http/1.1"], ..Client::trusting(&[&authority]) });
     let scrape = || async {
@@ -383,7 +383,7 @@ async fn nor_does_one_over_tls() {
 #[tokio::test]
 async fn a_head_that_is_too_long_is_answered_so() {
     let simulator = simulator().await;
-    let exporter = Running::start(&simulator, &[]).await;
+    let exporter = Running::start(&simulator, &[]);
     for (length, status) in [(8 << 10, "200"), (20 << 10, "431")] {
         let head =
             format!("GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx: {}\r\n\r\n", "x".repeat(length));
