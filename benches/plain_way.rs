@@ -10,9 +10,6 @@ use std::io::Write;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http_body_util::Full;
-use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
-use hyper::{Request, Response};
 use prometheus::{IntGaugeVec, Opts, Registry, TextEncoder};
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::simulator::Fleet;
@@ -21,17 +18,9 @@ use zenlayer_exporter::simulator::Fleet;
 async fn main() {
     let instances = std::env::args().nth(1).and_then(|count| count.parse().ok()).expect("a number of instances");
     let registry = registry_of(instances);
-    serve::until_stdin_ends(move |request: &Request<_>| {
+    serve::until_stdin_ends(move |is_zipped| {
         let text = TextEncoder::new().encode_to_string(&registry.gather()).expect("no family is empty");
-        let is_zipped = request.headers().get(ACCEPT_ENCODING).is_some_and(|value| value == "gzip");
-        let body = if is_zipped { zip(&text) } else { text.into() };
-        let mut response = Response::new(Full::new(body));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
-        if is_zipped {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        }
-        response
+        if is_zipped { zip(&text) } else { text.into() }
     })
     .await;
 }
