@@ -7,7 +7,7 @@ use divan::{Bencher, black_box};
 use tokio::runtime::Runtime;
 use zenlayer_exporter::api::wire::{Answer, MAX_PAGE_SIZE, read_answer};
 use zenlayer_exporter::api::{ApiError, Page};
-use zenlayer_exporter::inventory::{Source, collect_all};
+use zenlayer_exporter::inventory::{LookUp, Source, collect_all};
 use zenlayer_exporter::model::{Inventory, Service, StatusSeries, Statuses};
 use zenlayer_exporter::shard::Shard;
 use zenlayer_exporter::simulator::{Fleet, Machine};
@@ -56,14 +56,16 @@ impl Pages {
     }
 }
 
+impl LookUp<Page> for Pages {
+    async fn look_up(&self, _: &[&str]) -> Result<Page, ApiError> {
+        unreachable!("no instance is ever missing")
+    }
+}
+
 impl Source for Pages {
     async fn page(&self, number: u64) -> Result<Page, ApiError> {
         let place = usize::try_from(number - 1).expect("few pages");
         Ok(self.0[place].clone())
-    }
-
-    async fn look_up(&self, _: &[&str]) -> Result<Page, ApiError> {
-        unreachable!("no instance is ever missing")
     }
 
     fn page_size(&self) -> usize {

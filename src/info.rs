@@ -4,7 +4,6 @@
 //! fails brings nothing, and no round takes more than half of the requests that may be in flight, so that statuses need
 //! not wait for it. It must not know which instances exist, nor what becomes of what it finds.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -12,10 +11,10 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use crate::api::wire::{Listing, MAX_IDS};
+use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Client, InfoPage, Kind, Session};
 use crate::config::{InstanceInfo, Tag};
-use crate::inventory;
+use crate::inventory::{self, Budget, look_up_batch};
 use crate::model::{Findings, Infos};
 use crate::shard::{Others, Shard};
 use crate::telemetry::Telemetry;
@@ -116,7 +115,7 @@ impl Collector {
             let session = self.client.session().await?;
             let mut reading = self.nothing_read();
             for batch in ids.chunks(inventory::batch_size(&session)) {
-                reading.take_all(&look_up(&session, batch, MOST_REQUESTS).await?)?;
+                reading.take_all(&look_up_batch(&session, batch, &Budget::of(MOST_REQUESTS)).await?)?;
             }
             Ok(reading.findings.into_infos())
         });
@@ -157,10 +156,10 @@ impl Collector {
     }
 
     async fn read_named(&self, session: &Session<'_>, ids: &[&str]) -> Result<Infos, ApiError> {
-        let mut requests = Vec::new();
+        let (budget, mut requests) = (Budget::of(usize::MAX), Vec::new());
         // A loop: the future of a closure over borrowed batches would not be `Send` for every lifetime.
         for batch in ids.chunks(inventory::batch_size(session)) {
-            requests.push(look_up(session, batch, usize::MAX));
+            requests.push(look_up_batch(session, batch, &budget));
         }
         let mut batches = stream::iter(requests).buffer_unordered(self.width());
         let mut reading = self.nothing_read();
@@ -180,33 +179,6 @@ impl Collector {
     fn width(&self) -> usize {
         (self.client.settings().concurrency / 2).max(1)
     }
-}
-
-/// Asks for at most [`MAX_IDS`] ids, halved for as long as the API answers that one of them does not exist.
-async fn look_up(session: &Session<'_>, ids: &[&str], most: usize) -> Result<Vec<InfoPage>, ApiError> {
-    let mut found = Vec::new();
-    let mut pending = VecDeque::from([ids]);
-    let mut asked = 0;
-    while let Some(batch) = pending.pop_front() {
-        if asked == most {
-            break;
-        }
-        asked += 1;
-        match session.infos_of(batch).await {
-            Ok(page) if page.total_count > page.listed() as u64 => {
-                return Err(inventory::short("a look-up by id", page.listed(), batch.len(), page.total_count));
-            }
-            Ok(page) => found.push(page),
-            Err(error) if error.kind == Kind::NotFound => {
-                if batch.len() > 1 {
-                    let (left, right) = batch.split_at(batch.len() / 2);
-                    pending.extend([left, right]);
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
 }
 
 /// What was read so far.

@@ -6,12 +6,13 @@
 //! when a second walk misses it too. A shard reads every page as all do, for the API has no such filter, and holds the
 //! same rule for its own instances; whether paging works it tells by all. It must not know how a request is sent.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use crate::api::wire::MAX_IDS;
-use crate::api::{ApiError, Kind, Page, Session};
+use crate::api::wire::{Listing, MAX_IDS};
+use crate::api::{ApiError, InfoPage, Kind, Page, Session};
 use crate::model::{Inventory, Overflow, Sightings, Statuses};
 use crate::shard::{Others, Shard};
 
@@ -22,12 +23,28 @@ const MAX_LOOKUPS: usize = 20;
 const MOST_HIDDEN: u64 = 10;
 const HIDDEN_SHARE: u64 = 100;
 
+/// Where what is known of an instance comes from, by its id.
+pub trait LookUp<P>: Sync {
+    /// Those of `ids` that exist; or [`Kind::NotFound`] when one does not.
+    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<P, ApiError>> + Send;
+}
+
+impl LookUp<Page> for Session<'_> {
+    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<Page, ApiError>> + Send {
+        self.statuses_of(ids)
+    }
+}
+
+impl LookUp<InfoPage> for Session<'_> {
+    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<InfoPage, ApiError>> + Send {
+        self.infos_of(ids)
+    }
+}
+
 /// Where pages come from: the API, or what a test puts in its place.
-pub trait Source: Sync {
+pub trait Source: LookUp<Page> {
     /// The page of that number, from 1.
     fn page(&self, number: u64) -> impl Future<Output = Result<Page, ApiError>> + Send;
-    /// Those of `ids` that exist; or [`Kind::NotFound`] when one does not.
-    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<Page, ApiError>> + Send;
     /// Entries asked for in one page.
     fn page_size(&self) -> usize;
     /// Requests to have under way at a time.
@@ -39,10 +56,6 @@ pub trait Source: Sync {
 impl Source for Session<'_> {
     fn page(&self, number: u64) -> impl Future<Output = Result<Page, ApiError>> + Send {
         self.status_page(number)
-    }
-
-    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<Page, ApiError>> + Send {
-        self.statuses_of(ids)
     }
 
     fn page_size(&self) -> usize {
@@ -143,13 +156,13 @@ async fn look_up_missing(
 }
 
 /// How many requests may be made.
-struct Budget {
+pub(crate) struct Budget {
     asked: AtomicUsize,
     limit: usize,
 }
 
 impl Budget {
-    fn of(limit: usize) -> Self {
+    pub(crate) fn of(limit: usize) -> Self {
         Self { asked: AtomicUsize::new(0), limit }
     }
 
@@ -352,16 +365,21 @@ async fn look_up(
 }
 
 /// One batch, halved for as long as the API answers that one of its ids does not exist.
-async fn look_up_batch(source: &impl Source, ids: &[&str], budget: &Budget) -> Result<Vec<Page>, ApiError> {
+pub(crate) async fn look_up_batch<P: Listing>(
+    source: &impl LookUp<P>,
+    ids: &[&str],
+    budget: &Budget,
+) -> Result<Vec<P>, ApiError> {
     let mut found = Vec::new();
-    let mut pending = vec![ids];
-    while let Some(batch) = pending.pop() {
+    // The larger halves first: they bring most where the budget does not suffice for all.
+    let mut pending = VecDeque::from([ids]);
+    while let Some(batch) = pending.pop_front() {
         if !budget.spend() {
             break;
         }
         match source.look_up(batch).await {
-            Ok(page) if page.total_count > page.listed() as u64 => {
-                return Err(short("a look-up by id", page.listed(), batch.len(), page.total_count));
+            Ok(page) if page.total_count() > page.listed() as u64 => {
+                return Err(short("a look-up by id", page.listed(), batch.len(), page.total_count()));
             }
             Ok(page) => found.push(page),
             Err(error) if error.kind == Kind::NotFound => {

@@ -329,6 +329,9 @@ impl Inventory {
     /// What happened between this inventory and `later`.
     pub fn changes_to(&self, later: &Self) -> Changes {
         let mut changes = Changes::default();
+        if self == later {
+            return changes;
+        }
         for pair in pair_by_id(self, later) {
             match pair {
                 (Some(before), Some(after)) if before.status != after.status => {

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use zenlayer_exporter::api::wire::{Answer, read_answer};
 use zenlayer_exporter::api::{ApiError, Backoff, Kind, Page};
-use zenlayer_exporter::inventory::{Collection, Source, collect_all};
+use zenlayer_exporter::inventory::{Collection, LookUp, Source, collect_all};
 use zenlayer_exporter::model::{Inventory, Service, Statuses};
 use zenlayer_exporter::shard::Shard;
 use zenlayer_exporter::simulator::{Knobs, Simulator};
@@ -164,17 +164,7 @@ impl Account {
     }
 }
 
-impl Source for Account {
-    async fn page(&self, number: u64) -> Result<Page, ApiError> {
-        self.delay().await;
-        let mut state = self.state.lock().unwrap();
-        let start = (usize::try_from(number).unwrap() - 1) * self.page_size;
-        let entries: Vec<_> = state.list.iter().skip(start).take(self.page_size).cloned().collect();
-        let page = page(state.list.len(), &entries);
-        state.step();
-        Ok(page)
-    }
-
+impl LookUp<Page> for Account {
     async fn look_up(&self, ids: &[&str]) -> Result<Page, ApiError> {
         self.delay().await;
         self.look_ups.fetch_add(1, Ordering::Relaxed);
@@ -185,6 +175,18 @@ impl Source for Account {
             return Err(ApiError::new(Kind::NotFound, "one does not exist"));
         }
         Ok(page(entries.len(), &entries))
+    }
+}
+
+impl Source for Account {
+    async fn page(&self, number: u64) -> Result<Page, ApiError> {
+        self.delay().await;
+        let mut state = self.state.lock().unwrap();
+        let start = (usize::try_from(number).unwrap() - 1) * self.page_size;
+        let entries: Vec<_> = state.list.iter().skip(start).take(self.page_size).cloned().collect();
+        let page = page(state.list.len(), &entries);
+        state.step();
+        Ok(page)
     }
 
     fn page_size(&self) -> usize {
@@ -280,16 +282,18 @@ async fn look_ups_that_answer_not_found_do_not_add_up() {
 async fn a_page_that_is_short_once_is_read_again() {
     struct ShortOnce(Account, AtomicUsize);
 
+    impl LookUp<Page> for ShortOnce {
+        async fn look_up(&self, ids: &[&str]) -> Result<Page, ApiError> {
+            self.0.look_up(ids).await
+        }
+    }
+
     impl Source for ShortOnce {
         async fn page(&self, number: u64) -> Result<Page, ApiError> {
             if number == 2 && self.1.fetch_add(1, Ordering::Relaxed) == 0 {
                 return Ok(page(30, &[("old 010".to_owned(), "RUNNING")]));
             }
             self.0.page(number).await
-        }
-
-        async fn look_up(&self, ids: &[&str]) -> Result<Page, ApiError> {
-            self.0.look_up(ids).await
         }
 
         fn page_size(&self) -> usize {

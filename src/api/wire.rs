@@ -85,6 +85,40 @@ impl Page {
     pub fn listed(&self) -> usize {
         self.ends.len() + self.unusable
     }
+}
+
+/// What one action lists, a page at a time.
+pub(crate) trait Listing: Default + Sized {
+    /// One entry of `dataSet`.
+    type Entry<'a>: Default + Shape<'a>;
+    /// Adds an entry, or counts it where it has no usable id.
+    fn push(&mut self, entry: &Self::Entry<'_>);
+    /// Notes the `totalCount` beside the entries.
+    fn count(&mut self, total_count: u64);
+    /// Instances that match, over all pages, by this answer.
+    fn total_count(&self) -> u64;
+    /// How many entries the API listed, usable or not.
+    fn listed(&self) -> usize;
+    /// Entries without a usable id.
+    fn unusable(&self) -> usize;
+
+    /// Reads the body of a successful answer.
+    fn read(body: &[u8]) -> Result<Answer<Self>, Malformed> {
+        read::<Self>(body)
+    }
+
+    /// Reads `dataSet`, entry by entry: no list of strings in between.
+    fn take<'de, A: SeqAccess<'de>>(mut entries: A) -> Result<Self, A::Error> {
+        let mut page = Self::default();
+        while let Some(Loose(entry)) = entries.next_element::<Loose<Self::Entry<'de>>>()? {
+            page.push(&entry.unwrap_or_default());
+        }
+        Ok(page)
+    }
+}
+
+impl Listing for Page {
+    type Entry<'a> = Entry<'a>;
 
     fn push(&mut self, entry: &Entry<'_>) {
         let Some(id) = entry.instance_id.usable() else {
@@ -97,29 +131,13 @@ impl Page {
         self.text.push_str(entry.instance_status.usable().unwrap_or_default());
         self.ends.push((id_end, offset(&self.text)));
     }
-}
-
-/// What one action lists, a page at a time.
-pub(crate) trait Listing: Default + Sized {
-    /// Reads the body of a successful answer.
-    fn read(body: &[u8]) -> Result<Answer<Self>, Malformed>;
-    /// Notes the `totalCount` beside the entries.
-    fn count(&mut self, total_count: u64);
-    /// How many entries the API listed, usable or not.
-    fn listed(&self) -> usize;
-    /// Entries without a usable id.
-    fn unusable(&self) -> usize;
-    /// Reads `dataSet`, entry by entry: no list of strings in between.
-    fn take<'de, A: SeqAccess<'de>>(entries: A) -> Result<Self, A::Error>;
-}
-
-impl Listing for Page {
-    fn read(body: &[u8]) -> Result<Answer, Malformed> {
-        read_answer(body)
-    }
 
     fn count(&mut self, total_count: u64) {
         self.total_count = total_count;
+    }
+
+    fn total_count(&self) -> u64 {
+        self.total_count
     }
 
     fn listed(&self) -> usize {
@@ -128,14 +146,6 @@ impl Listing for Page {
 
     fn unusable(&self) -> usize {
         self.unusable
-    }
-
-    fn take<'de, A: SeqAccess<'de>>(mut entries: A) -> Result<Self, A::Error> {
-        let mut page = Self::default();
-        while let Some(Loose(entry)) = entries.next_element::<Loose<Entry<'de>>>()? {
-            page.push(&entry.unwrap_or_default());
-        }
-        Ok(page)
     }
 }
 
@@ -262,7 +272,7 @@ struct Payload<P> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     #[serde(borrow, default)]
     instance_id: Text<'a>,
     #[serde(borrow, default)]
@@ -312,7 +322,7 @@ impl<T> Default for Loose<T> {
 }
 
 /// What can be expected: each shape takes one kind of JSON value.
-trait Shape<'de>: Sized {
+pub(crate) trait Shape<'de>: Sized {
     fn from_text(_: Cow<'de, str>) -> Option<Self> {
         None
     }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess};
 
-use super::{Answer, LONGEST_TEXT, Listing, Loose, Malformed, Shape, Text, read};
+use super::{LONGEST_TEXT, Listing, Loose, Shape, Text};
 use crate::model::SHARED;
 use crate::model::texts::Texts;
 
@@ -73,6 +73,10 @@ impl InfoPage {
             }
         })
     }
+}
+
+impl Listing for InfoPage {
+    type Entry<'a> = Entry<'a>;
 
     fn push(&mut self, entry: &Entry<'_>) {
         const FITS: &str = "no longer than its body, which is capped";
@@ -100,15 +104,13 @@ impl InfoPage {
         let end = u32::try_from(self.texts.len()).expect(FITS);
         self.rows.push((end, expires));
     }
-}
-
-impl Listing for InfoPage {
-    fn read(body: &[u8]) -> Result<Answer<Self>, Malformed> {
-        read::<Self>(body)
-    }
 
     fn count(&mut self, total_count: u64) {
         self.total_count = total_count;
+    }
+
+    fn total_count(&self) -> u64 {
+        self.total_count
     }
 
     fn listed(&self) -> usize {
@@ -118,19 +120,11 @@ impl Listing for InfoPage {
     fn unusable(&self) -> usize {
         self.unusable
     }
-
-    fn take<'de, A: SeqAccess<'de>>(mut entries: A) -> Result<Self, A::Error> {
-        let mut page = Self::default();
-        while let Some(Loose(entry)) = entries.next_element::<Loose<Entry<'de>>>()? {
-            page.push(&entry.unwrap_or_default());
-        }
-        Ok(page)
-    }
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     #[serde(borrow, default)]
     instance_id: Text<'a>,
     #[serde(borrow, default)]
@@ -208,6 +202,7 @@ fn label<'a>(text: &'a Text<'_>) -> Cow<'a, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::wire::Answer;
 
     fn page(body: &str) -> InfoPage {
         match InfoPage::read(body.as_bytes()) {
