@@ -7,8 +7,9 @@ use divan::{Bencher, black_box};
 use tokio::runtime::Runtime;
 use zenlayer_exporter::api::wire::{Answer, MAX_PAGE_SIZE, read_answer};
 use zenlayer_exporter::api::{ApiError, Page};
-use zenlayer_exporter::inventory::{LookUp, Source, collect_all};
+use zenlayer_exporter::inventory::{History, collect_all};
 use zenlayer_exporter::model::{Inventory, Service, StatusSeries, Statuses};
+use zenlayer_exporter::paging::Source;
 use zenlayer_exporter::shard::Shard;
 use zenlayer_exporter::simulator::{Fleet, Machine};
 use zenlayer_exporter::{exposition, gzip};
@@ -42,30 +43,32 @@ fn read(body: &[u8]) -> Page {
     }
 }
 
-/// Pages that were read already: what is left of a poll without HTTP, TLS and JSON.
-struct Pages(Vec<Page>);
+/// Pages that were read already, and the empty one after them: what is left of a poll without HTTP, TLS and JSON.
+struct Pages(Vec<Page>, Page);
 
 impl Pages {
     fn of(instances: usize) -> Self {
-        Self(bodies(instances).iter().map(|body| read(body)).collect())
+        let past_the_end = format!(r#"{{"totalCount":{instances},"dataSet":[]}}"#);
+        Self(bodies(instances).iter().map(|body| read(body)).collect(), read(past_the_end.as_bytes()))
     }
 
     fn collect(&self, previous: Option<&Inventory>, statuses: &mut Statuses) -> Inventory {
         let runtime = Runtime::new().expect("a runtime");
-        runtime.block_on(collect_all(self, previous, statuses)).expect("pages without faults").inventory
+        runtime
+            .block_on(collect_all(self, History { inventory: previous, ..History::default() }, statuses))
+            .expect("pages without faults")
+            .inventory
     }
 }
 
-impl LookUp<Page> for Pages {
-    async fn look_up(&self, _: &[&str]) -> Result<Page, ApiError> {
-        unreachable!("no instance is ever missing")
-    }
-}
-
-impl Source for Pages {
+impl Source<Page> for Pages {
     async fn page(&self, number: u64) -> Result<Page, ApiError> {
         let place = usize::try_from(number - 1).expect("few pages");
-        Ok(self.0[place].clone())
+        Ok(self.0.get(place).unwrap_or(&self.1).clone())
+    }
+
+    async fn look_up(&self, _: &[&str]) -> Result<Page, ApiError> {
+        unreachable!("no instance is ever missing")
     }
 
     fn page_size(&self) -> usize {
@@ -106,9 +109,10 @@ fn unchanged_poll(bencher: Bencher, instances: usize) {
     let runtime = Runtime::new().expect("a runtime");
     let previous = pages.collect(None, &mut statuses);
     bencher.counter(ItemsCount::new(instances)).bench_local(|| {
-        let collected = runtime.block_on(collect_all(&pages, Some(&previous), &mut statuses));
+        let history = History { inventory: Some(&previous), ..History::default() };
+        let collected = runtime.block_on(collect_all(&pages, history, &mut statuses));
         let inventory = collected.expect("pages without faults").inventory;
-        let changes = previous.changes_to(&inventory);
+        let changes = previous.changes_to(&statuses, &inventory, &statuses);
         assert!(changes.transitions.is_empty() && previous == inventory);
     });
 }
@@ -116,8 +120,10 @@ fn unchanged_poll(bencher: Bencher, instances: usize) {
 /// What happened between two polls, one of them with an instance less.
 #[divan::bench(args = SIZES)]
 fn diff(bencher: Bencher, instances: usize) {
-    let ((before, _), (after, _)) = (inventory(instances), inventory(instances - 1));
-    bencher.counter(ItemsCount::new(instances)).bench_local(|| black_box(before.changes_to(&after)));
+    let ((before, statuses), (after, _)) = (inventory(instances), inventory(instances - 1));
+    bencher
+        .counter(ItemsCount::new(instances))
+        .bench_local(|| black_box(before.changes_to(&statuses, &after, &statuses)));
 }
 
 /// Inventory → text.

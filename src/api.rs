@@ -47,8 +47,10 @@ pub trait Observer: Send + Sync {
     fn request_ended(&self, action: Action, code: &str, took: Duration);
     /// A request is tried again, because of `reason`.
     fn request_retried(&self, reason: Kind);
-    /// A page had entries without a usable id.
+    /// An answer had entries without a usable ID.
     fn entries_skipped(&self, count: usize);
+    /// A look-up by ID returned entries that were not requested.
+    fn unrequested_entries(&self, count: usize);
 }
 
 /// How often a request is tried, and how long is waited in between.
@@ -166,56 +168,36 @@ impl Session<'_> {
         &self.client.settings
     }
 
+    pub(crate) fn observer(&self) -> &dyn Observer {
+        &*self.client.observer
+    }
+
     /// The page of that number, from 1.
     ///
     /// # Errors
     /// When no try brought an answer.
-    pub async fn status_page(&self, number: u64) -> Result<Page, ApiError> {
-        self.page(Action::DescribeInstancesStatus, number).await
-    }
-
-    /// The statuses of at most [`wire::MAX_IDS`] ids; one that does not exist is left out.
-    ///
-    /// # Errors
-    /// When no try brought an answer; [`Kind::NotFound`] where the API says so of a missing id.
-    pub async fn statuses_of(&self, ids: &[&str]) -> Result<Page, ApiError> {
-        self.look_up(Action::DescribeInstancesStatus, ids).await
-    }
-
-    /// The page of that number, from 1, of what else is told of instances.
-    ///
-    /// # Errors
-    /// When no try brought an answer.
-    pub async fn info_page(&self, number: u64) -> Result<InfoPage, ApiError> {
-        self.page(Action::DescribeInstances, number).await
-    }
-
-    /// What else is told of at most [`wire::MAX_IDS`] ids; one that does not exist is left out.
-    ///
-    /// # Errors
-    /// When no try brought an answer; [`Kind::NotFound`] where the API says so of a missing id.
-    pub async fn infos_of(&self, ids: &[&str]) -> Result<InfoPage, ApiError> {
-        self.look_up(Action::DescribeInstances, ids).await
-    }
-
-    async fn page<P: Listing>(&self, action: Action, number: u64) -> Result<P, ApiError> {
+    pub(crate) async fn page<P: Listing>(&self, number: u64) -> Result<P, ApiError> {
         let query = Query {
             instance_ids: None,
             resource_group_id: self.settings().resource_group_id.as_deref(),
             page_size: self.settings().page_size,
             page_num: number,
         };
-        self.call(action, Part::Page(number), &query).await
+        self.call(P::ACTION, Part::Page(number), &query).await
     }
 
-    async fn look_up<P: Listing>(&self, action: Action, ids: &[&str]) -> Result<P, ApiError> {
+    /// The entries of at most [`wire::MAX_IDS`] IDs; one that does not exist is left out.
+    ///
+    /// # Errors
+    /// When no try brought an answer; [`Kind::NotFound`] where the API says so of a missing ID.
+    pub(crate) async fn look_up<P: Listing>(&self, ids: &[&str]) -> Result<P, ApiError> {
         let query = Query {
             instance_ids: Some(ids),
             resource_group_id: self.settings().resource_group_id.as_deref(),
             page_size: ids.len(),
             page_num: 1,
         };
-        self.call(action, Part::Ids(ids.len()), &query).await
+        self.call(P::ACTION, Part::Ids(ids.len()), &query).await
     }
 
     async fn call<P: Listing>(&self, action: Action, part: Part, query: &Query<'_>) -> Result<P, ApiError> {
@@ -225,7 +207,7 @@ impl Session<'_> {
         loop {
             let (mut error, pause) = match self.attempt::<P>(action, part, body.clone()).await {
                 Ok(page) => {
-                    observer.entries_skipped(page.unusable());
+                    observer.entries_skipped(page.head().unusable);
                     return Ok(page);
                 }
                 Err(failed) => failed,

@@ -115,6 +115,26 @@ pub struct Api {
     pub request_timeout: Duration,
 }
 
+impl Api {
+    /// What to say, and what to try, where a poll finds nothing.
+    pub(crate) fn nothing_found(&self) -> String {
+        let Self { service, shard, instance_ids, resource_group_id, .. } = self;
+        let place = format!("{} (Zenlayer's {})", service.name(), service.product());
+        let group =
+            resource_group_id.as_ref().map_or_else(String::new, |group| format!(" in resource group {group:?}"));
+        let what = match instance_ids {
+            Some(ids) => format!("None of the {} named instances exists in {place}{group}.", ids.len()),
+            None if shard.is_whole() => format!("No instances found in {place}{group}."),
+            None => format!("No instances of {shard} found in {place}{group}."),
+        };
+        let other = service.other();
+        let mut product = other.product().to_owned();
+        product[..1].make_ascii_uppercase();
+        let verb = if product.ends_with('s') { "are" } else { "is" };
+        format!("{what} {product} {verb} `--zenlayer.service={}`.", other.name())
+    }
+}
+
 /// How often, how long, and until when an answer counts.
 #[derive(Debug, Clone)]
 pub struct Poll {

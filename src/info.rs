@@ -7,15 +7,14 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use crate::api::wire::MAX_IDS;
+use crate::api::wire::{InfoEntry, MAX_IDS};
 use crate::api::{ApiError, Client, InfoPage, Kind, Session};
 use crate::config::{InstanceInfo, Tag};
-use crate::inventory::{self, Budget, look_up_batch};
 use crate::model::{Findings, Infos};
+use crate::paging::{Budget, Open, Totals, batch_size, look_up, overflow, walk};
 use crate::shard::{Others, Shard};
 use crate::telemetry::Telemetry;
 
@@ -114,8 +113,8 @@ impl Collector {
         let found = self.within_timeout(async {
             let session = self.client.session().await?;
             let mut reading = self.nothing_read();
-            for batch in ids.chunks(inventory::batch_size(&session)) {
-                reading.take_all(&look_up_batch(&session, batch, &Budget::of(MOST_REQUESTS)).await?)?;
+            for batch in ids.chunks(batch_size::<InfoPage>(&session)) {
+                reading.look_up(&session, 1, batch, &Budget::of(MOST_REQUESTS)).await?;
             }
             Ok(reading.findings.into_infos())
         });
@@ -139,40 +138,22 @@ impl Collector {
         self.read_named(&session, &named).await
     }
 
-    /// Reads every page once. The first tells how many there are; the others are read side by side.
     async fn walk(&self, session: &Session<'_>) -> Result<Infos, ApiError> {
-        let first = session.info_page(1).await?;
-        let total = first.total_count;
-        inventory::check_total(total, self.client.settings().shard)?;
         let mut reading = self.nothing_read();
-        reading.take(&first)?;
-        drop(first);
-        let last = total.div_ceil(self.client.settings().page_size as u64);
-        let mut rest = stream::iter(2..=last).map(|number| session.info_page(number)).buffer_unordered(self.width());
-        while let Some(page) = rest.try_next().await? {
-            reading.take(&page)?;
-        }
-        reading.into_infos()
+        let totals = walk(session, self.width(), |page: &InfoPage| reading.take(page.entries())).await?;
+        reading.into_infos(totals)
     }
 
     async fn read_named(&self, session: &Session<'_>, ids: &[&str]) -> Result<Infos, ApiError> {
-        let (budget, mut requests) = (Budget::of(usize::MAX), Vec::new());
-        // A loop: the future of a closure over borrowed batches would not be `Send` for every lifetime.
-        for batch in ids.chunks(inventory::batch_size(session)) {
-            requests.push(look_up_batch(session, batch, &budget));
-        }
-        let mut batches = stream::iter(requests).buffer_unordered(self.width());
         let mut reading = self.nothing_read();
-        while let Some(pages) = batches.try_next().await? {
-            reading.take_all(&pages)?;
-        }
+        reading.look_up(session, self.width(), ids, &Budget::of(usize::MAX)).await?;
         Ok(reading.findings.into_infos())
     }
 
     fn nothing_read(&self) -> Reading<'_> {
         let (tags, shard) = (&self.settings.tags, self.client.settings().shard);
         let (findings, others) = (Findings::new(tags.len()), Others::default());
-        Reading { tags, shard, findings, others, unusable: 0, least_total: u64::MAX }
+        Reading { tags, shard, findings, others }
     }
 
     /// Requests to have under way at a time; the rest is for statuses.
@@ -187,41 +168,49 @@ struct Reading<'a> {
     shard: Shard,
     findings: Findings,
     others: Others,
-    unusable: usize,
-    /// The least `totalCount` that a page told.
-    least_total: u64,
 }
 
 impl Reading<'_> {
-    fn take_all(&mut self, pages: &[InfoPage]) -> Result<(), ApiError> {
-        pages.iter().try_for_each(|page| self.take(page))
-    }
-
-    fn take(&mut self, page: &InfoPage) -> Result<(), ApiError> {
-        self.unusable += page.unusable;
-        self.least_total = self.least_total.min(page.total_count);
-        for entry in page.entries() {
+    fn take<'e>(&mut self, entries: impl Iterator<Item = InfoEntry<'e>>) -> Result<(), ApiError> {
+        for entry in entries {
             if let Some(hash) = self.shard.foreign(entry.id) {
-                self.others.push(hash, self.shard.most_instances()).map_err(inventory::overflow)?;
+                self.others.push(hash, self.shard.most_instances()).map_err(overflow)?;
                 continue;
             }
             let tags = self.tags.iter().map(|tag| entry.tag(&tag.key));
             let pushed = self.findings.push(entry.id, entry.name, entry.shared, tags, entry.expires);
-            pushed.map_err(inventory::overflow)?;
+            pushed.map_err(overflow)?;
         }
         Ok(())
     }
 
+    /// Adds what is told of `ids`, as far as the budget goes.
+    async fn look_up(
+        &mut self,
+        session: &Session<'_>,
+        width: usize,
+        ids: &[&str],
+        budget: &Budget,
+    ) -> Result<(), ApiError> {
+        let looked_up = look_up(session, width, ids, budget, |page: &InfoPage, requested: &[&str]| {
+            self.take(page.entries().filter(|entry| requested.contains(&entry.id)))
+        });
+        match looked_up.await?.open {
+            Some(Open::Refused(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// A list that changes hides a few instances from a walk, which the next shows. Where many are missing, paging does
     /// not work, which must not pass for a success.
-    fn into_infos(self) -> Result<Infos, ApiError> {
-        let (unusable, total) = (self.unusable as u64, self.least_total);
+    fn into_infos(self, totals: Totals) -> Result<Infos, ApiError> {
+        let total = totals.range.map_or(0, |(least, _)| least);
         let infos = self.findings.into_infos();
-        let found = (infos.len() + self.others.distinct().len()) as u64 + unusable;
+        let found = (infos.len() + self.others.distinct().len() + totals.unusable) as u64;
         if total.saturating_sub(found) > MOST_MISSED.max(total / MISSED_SHARE) {
             let detail = format!(
-                "the pages of DescribeInstances have {found} different instances, though the API counts {total}: if it \
-                 serves shorter pages than it is asked for, lower --zenlayer.page-size"
+                "the pages of DescribeInstances have {found} different instances, though the API counts {total}: what is \
+                 known of instances stays"
             );
             return Err(ApiError::new(Kind::Inconsistent, detail));
         }

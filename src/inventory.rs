@@ -2,18 +2,13 @@
 //!
 //! The list changes while it is read by number: one instance deleted and one created between two pages, and an
 //! instance that exists is on neither, with every count right. So one rule: an instance that the previous poll had
-//! is gone only when the API, asked for it by id, does not return it, or, where asking would take too many requests,
-//! when a second walk misses it too. A shard reads every page as all do, for the API has no such filter, and holds the
-//! same rule for its own instances; whether paging works it tells by all. It must not know how a request is sent.
+//! is gone only when the API, asked for it by ID, does not return it. Where that cannot be asked, a second walk that
+//! misses it too decides, unless a sample shows that the pages are wrong. A shard reads every page as all do, since the
+//! API has no such filter, and keeps the same rule for its own instances; whether paging works it tells by all.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use futures_util::stream::{self, StreamExt, TryStreamExt};
-
-use crate::api::wire::{Listing, MAX_IDS};
-use crate::api::{ApiError, InfoPage, Kind, Page, Session};
+use crate::api::{ApiError, Kind, Page};
 use crate::model::{Inventory, Overflow, Sightings, Statuses};
+use crate::paging::{Budget, LookedUp, Open, Source, Totals, batch_size, look_up, overflow, walk};
 use crate::shard::{Others, Shard};
 
 /// More requests than this cost more than walking all pages once more.
@@ -22,64 +17,33 @@ const MAX_LOOKUPS: usize = 20;
 /// Instances that may be hidden from two walks of a list that changes, or one in so many where that is more.
 const MOST_HIDDEN: u64 = 10;
 const HIDDEN_SHARE: u64 = 100;
+/// For how many polls in a row instances may be hidden: a list that only changes shows them soon.
+const MOST_SHORT_POLLS: u32 = 2;
 
-/// Where what is known of an instance comes from, by its id.
-pub trait LookUp<P>: Sync {
-    /// Those of `ids` that exist; or [`Kind::NotFound`] when one does not.
-    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<P, ApiError>> + Send;
+/// What earlier polls found.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct History<'a> {
+    /// The last inventory, unless it is too old to be believed.
+    pub inventory: Option<&'a Inventory>,
+    /// How many polls in a row found fewer instances than the API counts.
+    pub short_polls: u32,
 }
 
-impl LookUp<Page> for Session<'_> {
-    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<Page, ApiError>> + Send {
-        self.statuses_of(ids)
-    }
-}
-
-impl LookUp<InfoPage> for Session<'_> {
-    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<InfoPage, ApiError>> + Send {
-        self.infos_of(ids)
-    }
-}
-
-/// Where pages come from: the API, or what a test puts in its place.
-pub trait Source: LookUp<Page> {
-    /// The page of that number, from 1.
-    fn page(&self, number: u64) -> impl Future<Output = Result<Page, ApiError>> + Send;
-    /// Entries asked for in one page.
-    fn page_size(&self) -> usize;
-    /// Requests to have under way at a time.
-    fn concurrency(&self) -> usize;
-    /// Whose instances to keep.
-    fn shard(&self) -> Shard;
-}
-
-impl Source for Session<'_> {
-    fn page(&self, number: u64) -> impl Future<Output = Result<Page, ApiError>> + Send {
-        self.status_page(number)
-    }
-
-    fn page_size(&self) -> usize {
-        self.settings().page_size
-    }
-
-    fn concurrency(&self) -> usize {
-        self.settings().concurrency
-    }
-
-    fn shard(&self) -> Shard {
-        self.settings().shard
-    }
-}
-
-/// What one poll brought.
+/// What one poll found.
 #[derive(Debug)]
 pub struct Collection {
     /// Every instance of the shard once.
     pub inventory: Inventory,
     /// Answers it was put together from, look-ups included.
     pub pages: usize,
-    /// Instances that the walk over the pages missed.
+    /// Instances of the previous poll that the walk over the pages missed.
     pub corrections: usize,
+    /// Entries without a usable ID.
+    pub unusable: usize,
+    /// Instances that the API counts and that were not found.
+    pub missing: u64,
+    /// Whether a second walk had to decide what is gone.
+    pub fell_back: bool,
 }
 
 /// Looks up `ids` and nothing else; those that do not exist are left out.
@@ -87,105 +51,127 @@ pub struct Collection {
 /// # Errors
 /// When a part of the answer could not be had.
 pub async fn collect_named(
-    source: &impl Source,
+    source: &impl Source<Page>,
     ids: &[&str],
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
-    let found = look_up(source, ids, &Budget::of(usize::MAX), statuses).await?;
-    Ok(Collection { inventory: found.inventory, pages: found.pages, corrections: 0 })
+    let (found, open) = read_ids(source, ids, &Budget::of(usize::MAX), statuses).await?;
+    if let Some(Open::Refused(error)) = open {
+        return Err(error);
+    }
+    Ok(found.into_collection(0, false))
 }
 
-/// Reads the whole account. `previous` is what the last successful poll found.
+/// Reads the whole account.
 ///
 /// # Errors
 /// When a part of it could not be had, or paging itself does not work.
 pub async fn collect_all(
-    source: &impl Source,
-    previous: Option<&Inventory>,
+    source: &impl Source<Page>,
+    history: History<'_>,
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
-    let walked = walk(source, statuses).await?;
+    let walked = read_pages(source, statuses).await?;
     let nothing = Inventory::default();
-    let known = previous.unwrap_or(&nothing);
+    let known = history.inventory.unwrap_or(&nothing);
     let missed = known.ids_not_in(&walked.inventory).len();
-    let shows_change = previous.is_none() && walked.shows_change;
-    let mut reading = find_missing(source, walked, known, statuses).await?;
-    if shows_change || reading.falls_short() {
-        reading = reading.merge(&walk(source, statuses).await?)?;
+    let shows_change = history.inventory.is_none() && walked.shows_change;
+    let (mut reading, fell_back) = find_missing(source, walked, known, statuses).await?;
+    if shows_change || reading.missing() > 0 {
+        reading = reading.merge(&read_pages(source, statuses).await?)?;
     }
-    reading.check()?;
+    reading.check(history.short_polls)?;
     let corrections = missed - known.ids_not_in(&reading.inventory).len();
-    Ok(Collection { inventory: reading.inventory, pages: reading.pages, corrections })
+    Ok(reading.into_collection(corrections, fell_back))
 }
 
-/// Asks for what `known` has and the walk did not find. Where that takes too many requests, one more walk instead: what
-/// both miss, and no look-up found, is gone.
+/// Looks up what `known` has and the walk did not find. Where that does not settle it, a second walk does: what both
+/// miss, and no look-up found, is gone. Returns also whether it came to that.
 async fn find_missing(
-    source: &impl Source,
+    source: &impl Source<Page>,
     walked: Reading,
     known: &Inventory,
     statuses: &mut Statuses,
-) -> Result<Reading, ApiError> {
-    let (reading, complete) = look_up_missing(source, walked, known, statuses).await?;
-    if complete {
-        return Ok(reading);
+) -> Result<(Reading, bool), ApiError> {
+    let (reading, open) = look_up_missing(source, walked, known, statuses).await?;
+    let Some(open) = open else { return Ok((reading, false)) };
+    let missing = known.ids_not_in(&reading.inventory).len();
+    match &open {
+        Open::OverBudget => {
+            tracing::warn!(missing, "too many instances to look up are missing: reading all pages again");
+        }
+        Open::Refused(error) => {
+            tracing::warn!(missing, error = %error, "look-up by ID refused: reading all pages again");
+        }
     }
-    let reading = reading.merge(&walk(source, statuses).await?)?;
-    let (reading, complete) = look_up_missing(source, reading, known, statuses).await?;
-    if !complete {
-        let gone = known.ids_not_in(&reading.inventory).len();
-        tracing::warn!(gone, "two walks missed so many instances that not each was asked for by id");
+    let reading = reading.merge(&read_pages(source, statuses).await?)?;
+    match open {
+        // Asked again, the API would refuse again.
+        Open::Refused(error) => {
+            let missing = known.ids_not_in(&reading.inventory).len();
+            if error.kind.may_pass() && missing > known.len() / 2 {
+                return Err(error);
+            }
+            Ok((reading, true))
+        }
+        Open::OverBudget => {
+            let (reading, open) = look_up_missing(source, reading, known, statuses).await?;
+            if open.is_some() {
+                sample_missing(source, &known.ids_not_in(&reading.inventory), statuses).await?;
+            }
+            Ok((reading, true))
+        }
     }
-    Ok(reading)
 }
 
-/// Returns also whether every missing id was asked for.
+/// Returns also why not every missing ID is accounted for; `None` where each is.
 async fn look_up_missing(
-    source: &impl Source,
+    source: &impl Source<Page>,
     reading: Reading,
     known: &Inventory,
     statuses: &mut Statuses,
-) -> Result<(Reading, bool), ApiError> {
+) -> Result<(Reading, Option<Open>), ApiError> {
     let missing = known.ids_not_in(&reading.inventory);
     if missing.len().div_ceil(batch_size(source)) > MAX_LOOKUPS {
-        return Ok((reading, false));
+        return Ok((reading, Some(Open::OverBudget)));
     }
-    let budget = Budget::of(MAX_LOOKUPS);
-    let found = look_up(source, &missing, &budget, statuses).await?;
-    Ok((reading.merge(&found)?, !budget.is_overdrawn()))
+    let (found, open) = read_ids(source, &missing, &Budget::of(MAX_LOOKUPS), statuses).await?;
+    Ok((reading.merge(&found)?, open))
 }
 
-/// How many requests may be made.
-pub(crate) struct Budget {
-    asked: AtomicUsize,
-    limit: usize,
+/// Two walks missed `missing`, which are too many to look up: the pages are wrong if the API still knows any of a sample.
+async fn sample_missing(source: &impl Source<Page>, missing: &[&str], statuses: &mut Statuses) -> Result<(), ApiError> {
+    let sample = fastrand::choose_multiple(missing.iter().copied(), batch_size(source));
+    // An API that answers only that one of them does not exist says nothing about the others: those are looked up singly.
+    let singly = sample.chunks(1).take(MAX_LOOKUPS - 1);
+    for ids in std::iter::once(&*sample).chain(singly) {
+        let (found, open) = read_ids(source, ids, &Budget::of(1), statuses).await?;
+        if found.found() > 0 {
+            let detail = format!(
+                "two walks miss {} instances of the previous poll, of which look-ups by ID still find some: nothing is \
+                 published, since the pages are wrong",
+                missing.len()
+            );
+            return Err(ApiError::new(Kind::Inconsistent, detail).with_missing(missing.len() as u64));
+        }
+        let is_settled = match open {
+            None => ids.len() == sample.len(),
+            Some(Open::OverBudget) => false,
+            Some(Open::Refused(_)) => true,
+        };
+        if is_settled {
+            break;
+        }
+    }
+    tracing::warn!(gone = missing.len(), "two walks miss so many instances that only a sample of them was looked up");
+    Ok(())
 }
 
-impl Budget {
-    pub(crate) fn of(limit: usize) -> Self {
-        Self { asked: AtomicUsize::new(0), limit }
-    }
-
-    /// Whether one more may be made.
-    fn spend(&self) -> bool {
-        self.asked.fetch_add(1, Ordering::Relaxed) < self.limit
-    }
-
-    /// Whether one was wanted that could not be made.
-    fn is_overdrawn(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) > self.limit
-    }
-}
-
-/// What was read so far, by pages or by ids.
+/// What was read so far, by pages or by IDs.
 struct Reading {
     inventory: Inventory,
     others: Others,
-    pages: usize,
-    /// Entries without a usable id.
-    unusable: usize,
-    /// The least `totalCount` that a page told.
-    least_total: u64,
+    totals: Totals,
     /// Whether the list shows that it changed while it was read.
     shows_change: bool,
 }
@@ -195,90 +181,84 @@ impl Reading {
     fn merge(self, later: &Self) -> Result<Self, ApiError> {
         let inventory = self.inventory.merge(&later.inventory).map_err(overflow)?;
         let others = self.others.merge(&later.others);
-        Ok(Self { inventory, others, pages: self.pages + later.pages, ..self })
+        let answers = self.totals.answers + later.totals.answers;
+        Ok(Self { inventory, others, totals: Totals { answers, ..self.totals }, ..self })
     }
 
     fn found(&self) -> u64 {
-        (self.inventory.len() + self.others.len() + self.unusable) as u64
+        (self.inventory.len() + self.others.len() + self.totals.unusable) as u64
     }
 
-    /// Whether there are fewer instances than every page said there were.
-    fn falls_short(&self) -> bool {
-        self.found() < self.least_total
+    /// How many instances every page counts and none was found of.
+    fn missing(&self) -> u64 {
+        self.totals.range.map_or(0, |(least, _)| least.saturating_sub(self.found()))
     }
 
-    /// A list that changes can hide a few instances that nobody knew of. Many are not hidden by change: then paging
-    /// itself does not work, and what it brought must not pass for the account.
-    fn check(&self) -> Result<(), ApiError> {
-        if !self.falls_short() {
+    /// A list that changes can hide a few instances that no poll has seen yet. Many are not hidden by change, nor are
+    /// any for long: then paging itself does not work, and what was found must not pass for the account.
+    fn check(&self, short_polls: u32) -> Result<(), ApiError> {
+        let (found, missing) = (self.found(), self.missing());
+        if missing == 0 {
             return Ok(());
         }
-        let (found, total) = (self.found(), self.least_total);
-        if total - found > MOST_HIDDEN.max(total / HIDDEN_SHARE) {
-            let detail = format!(
-                "the pages have {found} different instances, though the API counts {total}: nothing is published, since \
-                 instances would be missing"
-            );
-            return Err(ApiError::new(Kind::Inconsistent, detail));
+        let total = found + missing;
+        let is_too_many = missing > MOST_HIDDEN.max(total / HIDDEN_SHARE);
+        if !is_too_many && short_polls < MOST_SHORT_POLLS {
+            tracing::warn!(found, total, "the pages have fewer different instances than the API counts");
+            return Ok(());
         }
-        tracing::warn!(found, total, "the pages have fewer different instances than the API counts");
-        Ok(())
+        let since =
+            if is_too_many { String::new() } else { format!(", for more than {MOST_SHORT_POLLS} polls in a row") };
+        let detail = format!(
+            "the pages have {found} different instances, though the API counts {total}{since}: nothing is published, \
+             since instances would be missing"
+        );
+        Err(ApiError::new(Kind::Inconsistent, detail).with_missing(missing))
+    }
+
+    fn into_collection(self, corrections: usize, fell_back: bool) -> Collection {
+        let missing = self.missing();
+        let Totals { answers, unusable, .. } = self.totals;
+        Collection { inventory: self.inventory, pages: answers, corrections, unusable, missing, fell_back }
     }
 }
 
-/// Reads every page once. The first tells how many there are; the others are read side by side.
-async fn walk(source: &impl Source, statuses: &mut Statuses) -> Result<Reading, ApiError> {
-    let first = full_page(source, 1).await?;
-    let total = first.total_count;
-    check_total(total, source.shard())?;
+async fn read_pages(source: &impl Source<Page>, statuses: &mut Statuses) -> Result<Reading, ApiError> {
     let mut tally = Tally::of(source.shard());
-    tally.take(&first, statuses)?;
-    let last = total.div_ceil(source.page_size() as u64);
-    let mut rest =
-        stream::iter(2..=last).map(|number| full_page(source, number)).buffer_unordered(source.concurrency());
-    while let Some(page) = rest.try_next().await? {
-        tally.take(&page, statuses)?;
-    }
-    Ok(tally.into_reading())
+    let totals = walk(source, source.concurrency(), |page: &Page| {
+        page.entries().try_for_each(|(id, status)| tally.sight(id, status, statuses)).map_err(overflow)
+    });
+    let totals = totals.await?;
+    Ok(tally.into_reading(totals))
 }
 
-/// Whether that many instances are not more than all shards take.
-///
-/// # Errors
-/// When they are more.
-pub(crate) fn check_total(total: u64, shard: Shard) -> Result<(), ApiError> {
-    let most = shard.most_instances();
-    if total <= most as u64 {
-        return Ok(());
-    }
-    let takers = if shard.is_whole() { "one exporter takes" } else { "that many shards take" };
-    let advice = "spread them over more with --shard and --total-shards";
-    let detail = format!("the API counts {total} instances, more than the {most} {takers}: {advice}");
-    Err(ApiError::new(Kind::Inconsistent, detail))
+/// Looks up `ids` as far as the budget goes.
+async fn read_ids(
+    source: &impl Source<Page>,
+    ids: &[&str],
+    budget: &Budget,
+    statuses: &mut Statuses,
+) -> Result<(Reading, Option<Open>), ApiError> {
+    let mut tally = Tally::of(source.shard());
+    let looked_up = look_up(source, source.concurrency(), ids, budget, |page: &Page, requested: &[&str]| {
+        let mut entries = page.entries().filter(|(id, _)| requested.contains(id));
+        entries.try_for_each(|(id, status)| tally.sight(id, status, statuses)).map_err(overflow)
+    });
+    let LookedUp { totals, open } = looked_up.await?;
+    // What a look-up counts is its own answer, not the account.
+    Ok((tally.into_reading(Totals { range: None, ..totals }), open))
 }
 
-/// Counts what is read, page by page.
+/// Collects what is read, page by page.
 struct Tally {
     shard: Shard,
     sightings: Sightings,
     others: Others,
-    pages: usize,
-    unusable: usize,
-    totals: Option<(u64, u64)>,
 }
 
 impl Tally {
     fn of(shard: Shard) -> Self {
-        let (sightings, others) = (Sightings::default(), Others::default());
-        Self { shard, sightings, others, pages: 0, unusable: 0, totals: None }
-    }
-
-    fn take(&mut self, page: &Page, statuses: &mut Statuses) -> Result<(), ApiError> {
-        self.pages += 1;
-        self.unusable += page.unusable;
-        let (least, most) = self.totals.unwrap_or((page.total_count, page.total_count));
-        self.totals = Some((least.min(page.total_count), most.max(page.total_count)));
-        page.entries().try_for_each(|(id, status)| self.sight(id, status, statuses)).map_err(overflow)
+        Self { shard, sightings: Sightings::default(), others: Others::default() }
     }
 
     fn sight(&mut self, id: &str, status: &str, statuses: &mut Statuses) -> Result<(), Overflow> {
@@ -288,108 +268,14 @@ impl Tally {
         }
     }
 
-    fn into_reading(self) -> Reading {
-        let Self { shard: _, sightings, others, pages, unusable, totals } = self;
-        let (least_total, most_total) = totals.unwrap_or_default();
-        let sighted = sightings.len() + others.len();
+    fn into_reading(self, totals: Totals) -> Reading {
+        let Self { shard: _, sightings, others } = self;
+        let sighted = (sightings.len() + others.len() + totals.unusable) as u64;
         let (inventory, others) = (sightings.into_inventory(), others.distinct());
-        let mut reading = Reading { inventory, others, pages, unusable, least_total, shows_change: false };
-        let repeats = reading.found() < (sighted + unusable) as u64;
-        let miscounts = reading.found() != most_total;
-        reading.shows_change = least_total != most_total || repeats || miscounts;
+        let mut reading = Reading { inventory, others, totals, shows_change: false };
+        let found = reading.found();
+        reading.shows_change =
+            totals.range.is_some_and(|(least, most)| (least, most) != (found, found)) || found < sighted;
         reading
     }
-}
-
-/// A page that has as many entries as it should.
-///
-/// A list that shrank between being counted and being read looks like one that is cut short, so a short page is
-/// read once more.
-async fn full_page(source: &impl Source, number: u64) -> Result<Page, ApiError> {
-    let page_size = source.page_size();
-    // Only a page that others follow must be full.
-    let is_short = |page: &Page| page.listed() < page_size && page.total_count > number * page_size as u64;
-    let page = source.page(number).await?;
-    if !is_short(&page) {
-        return Ok(page);
-    }
-    let again = source.page(number).await?;
-    if !is_short(&again) {
-        return Ok(again);
-    }
-    Err(short(&format!("page {number}"), again.listed(), page_size, again.total_count))
-}
-
-pub(crate) fn short(what: &str, listed: usize, asked: usize, total: u64) -> ApiError {
-    let advice = match listed {
-        0 => "nothing is published, since instances would be missing".to_owned(),
-        listed => format!("if the API serves no longer pages, set --zenlayer.page-size={listed}"),
-    };
-    let detail = format!("{what} has {listed} entries, though {asked} were asked for and {total} exist: {advice}");
-    ApiError::new(Kind::Inconsistent, detail)
-}
-
-pub(crate) fn overflow(overflow: Overflow) -> ApiError {
-    let meaning = match overflow {
-        Overflow::Instances => "which is more than one exporter takes: spread them with --shard and --total-shards",
-        Overflow::Statuses | Overflow::Text => "which no account has",
-    };
-    ApiError::new(Kind::Inconsistent, format!("the API lists {overflow}, {meaning}")).caused_by(overflow)
-}
-
-/// A page that the API cuts short would look like ids that are gone, so no look-up is longer than a page.
-pub(crate) fn batch_size(source: &impl Source) -> usize {
-    MAX_IDS.min(source.page_size())
-}
-
-/// Asks for `ids` as far as the budget goes; those that do not exist are left out.
-async fn look_up(
-    source: &impl Source,
-    ids: &[&str],
-    budget: &Budget,
-    statuses: &mut Statuses,
-) -> Result<Reading, ApiError> {
-    let mut requests = Vec::new();
-    // A loop: the future of a closure over borrowed batches would not be `Send` for every lifetime.
-    for batch in ids.chunks(batch_size(source)) {
-        requests.push(look_up_batch(source, batch, budget));
-    }
-    let mut batches = stream::iter(requests).buffer_unordered(source.concurrency());
-    let mut tally = Tally::of(source.shard());
-    while let Some(pages) = batches.try_next().await? {
-        for page in &pages {
-            tally.take(page, statuses)?;
-        }
-    }
-    Ok(tally.into_reading())
-}
-
-/// One batch, halved for as long as the API answers that one of its ids does not exist.
-pub(crate) async fn look_up_batch<P: Listing>(
-    source: &impl LookUp<P>,
-    ids: &[&str],
-    budget: &Budget,
-) -> Result<Vec<P>, ApiError> {
-    let mut found = Vec::new();
-    // The larger halves first: they bring most where the budget does not suffice for all.
-    let mut pending = VecDeque::from([ids]);
-    while let Some(batch) = pending.pop_front() {
-        if !budget.spend() {
-            break;
-        }
-        match source.look_up(batch).await {
-            Ok(page) if page.total_count() > page.listed() as u64 => {
-                return Err(short("a look-up by id", page.listed(), batch.len(), page.total_count()));
-            }
-            Ok(page) => found.push(page),
-            Err(error) if error.kind == Kind::NotFound => {
-                if batch.len() > 1 {
-                    let (left, right) = batch.split_at(batch.len() / 2);
-                    pending.extend([left, right]);
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
 }

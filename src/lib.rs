@@ -6,6 +6,7 @@
 //! | module | its one job |
 //! |---|---|
 //! | `build_info` | what the binary was built from |
+//! | `clock` | the time on both of the machine's clocks, and how old something is |
 //! | `secret` | a string that never prints itself |
 //! | `profile` | the vendor CLI's own files |
 //! | `exposure` | whether others can read a file |
@@ -15,6 +16,7 @@
 //! | `config` | settings as typed → settings as checked |
 //! | `credentials` | where the key or token comes from |
 //! | `api` | the client: signing, wire format, errors, pacing, retries |
+//! | `paging` | a list in pages, read to its end; entries looked up by ID |
 //! | `inventory` | all pages of one poll into one consistent inventory |
 //! | `buffer` | memory for large texts, which goes back to the system |
 //! | `exposition` | inventory and infos → bytes |
@@ -31,6 +33,7 @@
 pub mod api;
 mod buffer;
 pub mod build_info;
+pub mod clock;
 pub mod config;
 mod credentials;
 pub mod exposition;
@@ -40,6 +43,7 @@ pub mod http;
 mod info;
 pub mod inventory;
 pub mod model;
+pub mod paging;
 mod poller;
 mod profile;
 pub mod secret;
@@ -58,7 +62,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::api::wire::MAX_IDS;
-use crate::api::{ApiError, Backoff, Client};
+use crate::api::{ApiError, Backoff, Client, InfoPage, Page};
+use crate::clock::Clock;
 use crate::config::{Config, Target};
 use crate::http::{About, Gate, Own, Site, reload};
 use crate::info::Collector;
@@ -98,7 +103,12 @@ struct Exporter {
 }
 
 impl Exporter {
-    async fn start(config: &Config, backoff: Backoff, telemetry: &Arc<Telemetry>) -> Result<Self, RunError> {
+    async fn start(
+        config: &Config,
+        backoff: Backoff,
+        clock: Clock,
+        telemetry: &Arc<Telemetry>,
+    ) -> Result<Self, RunError> {
         let (client, simulator) = connect(config, backoff, telemetry).await?;
         let client = Arc::new(client);
         let published = Arc::new(Published::new(config.poll.max_staleness));
@@ -113,6 +123,7 @@ impl Exporter {
             names,
             Arc::clone(&published),
             Arc::clone(telemetry),
+            clock,
         );
         Ok(Self { poller, collector, published, _simulator: simulator })
     }
@@ -150,11 +161,13 @@ pub struct Options {
     pub watchdog: Option<Watchdog>,
     /// How often the web config's files are looked at.
     pub web_config_check: Duration,
+    /// What tells the time by which an answer is too old.
+    pub clock: Clock,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { backoff: Backoff::default(), watchdog: None, web_config_check: reload::EVERY }
+        Self { backoff: Backoff::default(), watchdog: None, web_config_check: reload::EVERY, clock: Clock::default() }
     }
 }
 
@@ -176,14 +189,21 @@ pub async fn run(
     listeners: Vec<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let Options { backoff, watchdog, web_config_check } = options;
+    let Options { backoff, watchdog, web_config_check, clock } = options;
     let telemetry = Arc::new(Telemetry::of_process());
-    let Exporter { poller, collector, published, _simulator } = Exporter::start(&config, backoff, &telemetry).await?;
+    let Exporter { poller, collector, published, _simulator } =
+        Exporter::start(&config, backoff, clock.clone(), &telemetry).await?;
     let site = Arc::new(Site {
         published,
         telemetry,
         own: Own::default(),
-        about: About { service: config.api.service.name(), polled: config.polled(), interval: config.poll.interval },
+        about: About {
+            service: config.api.service.name(),
+            polled: config.polled(),
+            nothing_found: config.api.nothing_found(),
+            interval: config.poll.interval,
+        },
+        clock,
         telemetry_path: config.web.telemetry_path.clone(),
         longest_silence: config.poll.timeout + config.poll.interval + SLACK,
     });
@@ -256,10 +276,11 @@ async fn while_polling(mut polling: JoinHandle<Infallible>, serving: impl Future
 pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), RunError> {
     // Without the process's own metrics: node_exporter, which reads this text from a file, has its own of those names.
     let telemetry = Arc::new(Telemetry::default());
-    let mut exporter = Exporter::start(config, Backoff::default(), &telemetry).await?;
+    let clock = Clock::default();
+    let mut exporter = Exporter::start(config, Backoff::default(), clock.clone(), &telemetry).await?;
     let outcome = exporter.poller.poll().await;
     // What a slow round takes makes the statuses no older than they are printed as.
-    let polled_at = tokio::time::Instant::now();
+    let polled_at = clock.now();
     if outcome.is_ok()
         && let Some(collector) = &exporter.collector
         && let Some(infos) = collector.round().await
@@ -281,15 +302,11 @@ pub async fn check(config: &Config) -> Result<u64, RunError> {
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
     let session = client.session().await?;
     let named = config.api.instance_ids.iter().flatten().take(MAX_IDS).map(String::as_str).collect::<Vec<_>>();
-    let page = if named.is_empty() { session.status_page(1).await? } else { session.statuses_of(&named).await? };
+    let page: Page = if named.is_empty() { session.page(1).await? } else { session.look_up(&named).await? };
     if config.instance_info.is_some() {
-        if named.is_empty() {
-            session.info_page(1).await?
-        } else {
-            session.infos_of(&named).await?
-        };
+        let _: InfoPage = if named.is_empty() { session.page(1).await? } else { session.look_up(&named).await? };
     }
-    Ok(page.total_count)
+    Ok(page.head.total_count)
 }
 
 #[cfg(test)]
@@ -312,7 +329,13 @@ mod tests {
             published: Arc::new(Published::new(Duration::from_mins(5))),
             telemetry: Arc::default(),
             own: Own::default(),
-            about: About { service: "vm", polled: String::new(), interval: Duration::from_secs(30) },
+            about: About {
+                service: "vm",
+                polled: String::new(),
+                nothing_found: String::new(),
+                interval: Duration::from_secs(30),
+            },
+            clock: Clock::default(),
             telemetry_path: "/metrics".to_owned(),
             longest_silence: Duration::from_secs(95),
         };

@@ -7,6 +7,7 @@ mod info;
 pub(crate) mod texts;
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 pub use self::info::{Findings, Info, Infos, SHARED};
 
@@ -23,6 +24,23 @@ pub enum Service {
 }
 
 impl Service {
+    /// The service that customers of this one may have their instances in instead.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Vm => Self::Zec,
+            Self::Zec => Self::Vm,
+        }
+    }
+
+    /// What Zenlayer sells under that name.
+    pub fn product(self) -> &'static str {
+        match self {
+            Self::Vm => "legacy virtual machines",
+            Self::Zec => "elastic compute",
+        }
+    }
+
     /// The name in the API's path and in `--zenlayer.service`.
     pub fn name(self) -> &'static str {
         match self {
@@ -87,29 +105,38 @@ impl Status {
     }
 }
 
-/// Every status known so far: the documented ones, then any other in the order it was first seen.
-///
-/// It lives as long as the process, which keeps a [`Status`] comparable from poll to poll.
-#[derive(Debug, Clone)]
+/// How many statuses that are not documented are remembered, and tell changes apart in metrics: new ones appear without
+/// notice, and whatever the API sends, the series must not grow without bound.
+const MAX_UNDOCUMENTED: usize = 32;
+
+/// The statuses that instances can be in: the documented ones, then any other in the order it was first seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statuses {
     names: Vec<Box<str>>,
+    documented: usize,
 }
 
 impl Statuses {
     /// The documented statuses of `service`.
     pub fn documented(service: Service) -> Self {
-        Self { names: service.documented_statuses().iter().map(|&name| name.into()).collect() }
+        let names: Vec<_> = service.documented_statuses().iter().map(|&name| name.into()).collect();
+        Self { documented: names.len(), names }
     }
 
-    /// The status of that name, remembered from now on; `None` when there is no room for another.
+    /// The status of that name, added where it is new; `None` when there is no room for another.
     pub fn intern(&mut self, name: &str) -> Option<Status> {
-        let known = self.names.iter().position(|known| **known == *name);
-        let place = known.unwrap_or(self.names.len());
-        let status = Status(u8::try_from(place).ok()?);
-        if known.is_none() {
-            self.names.push(name.into());
+        if let Some(known) = self.find(name) {
+            return Some(known);
         }
-        Some(status)
+        let new = Status(u8::try_from(self.names.len()).ok()?);
+        self.names.push(name.into());
+        Some(new)
+    }
+
+    /// The status of that name, where there is one.
+    pub fn find(&self, name: &str) -> Option<Status> {
+        let place = self.names.iter().position(|known| **known == *name)?;
+        Some(Status(u8::try_from(place).expect("`intern` adds no more than a byte can count")))
     }
 
     /// The name as the API spells it; empty for an instance whose status the API left out.
@@ -117,14 +144,21 @@ impl Statuses {
         &self.names[status.index()]
     }
 
-    /// Whether no other status fits.
-    pub fn is_full(&self) -> bool {
-        self.names.len() > usize::from(u8::MAX)
-    }
-
-    /// Every known name, in order.
+    /// Every name, in order.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.names.iter().map(|name| &**name)
+    }
+
+    /// Remembers the statuses of `seen`, a later state of this table, as far as there is room. What is remembered keeps
+    /// its place in every later poll.
+    pub(crate) fn remember(&mut self, seen: &Self) {
+        let room = self.documented + MAX_UNDOCUMENTED;
+        self.names = seen.names.iter().take(room).cloned().collect();
+    }
+
+    /// What each status is in `later`; `None` where `later` has none of that name.
+    fn places_in(&self, later: &Self) -> Vec<Option<Status>> {
+        self.names().map(|name| later.find(name)).collect()
     }
 }
 
@@ -326,16 +360,17 @@ impl Inventory {
             .collect()
     }
 
-    /// What happened between this inventory and `later`.
-    pub fn changes_to(&self, later: &Self) -> Changes {
+    /// What happened between this inventory and `later`, each with the statuses it was read with.
+    pub fn changes_to(&self, statuses: &Statuses, later: &Self, later_statuses: &Statuses) -> Changes {
         let mut changes = Changes::default();
-        if self == later {
+        if statuses == later_statuses && self == later {
             return changes;
         }
+        let places = statuses.places_in(later_statuses);
         for pair in pair_by_id(self, later) {
             match pair {
-                (Some(before), Some(after)) if before.status != after.status => {
-                    changes.transitions.push((before.status, after.status));
+                (Some(before), Some(after)) if places[before.status.index()] != Some(after.status) => {
+                    *changes.transitions.entry((before.status, after.status)).or_default() += 1;
                 }
                 (None, Some(_)) => changes.appeared += 1,
                 (Some(_), None) => changes.gone += 1,
@@ -349,8 +384,8 @@ impl Inventory {
 /// What differs between two polls.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// From and to of each instance whose status changed.
-    pub transitions: Vec<(Status, Status)>,
+    /// How many instances went from one status, of the earlier poll, to another, of the later.
+    pub transitions: BTreeMap<(Status, Status), u64>,
     /// Instances that only the later poll has.
     pub appeared: usize,
     /// Instances that only the earlier poll has.
@@ -416,10 +451,13 @@ mod tests {
         let mut statuses = Statuses::documented(Service::Vm);
         let before = inventory(&mut statuses, &[("a", "RUNNING"), ("b", "RUNNING"), ("c", "IMAGING")]);
         let after = inventory(&mut statuses, &[("b", "STOPPED"), ("c", "IMAGING"), ("d", "PENDING")]);
-        let changes = before.changes_to(&after);
-        let transitions: Vec<_> =
-            changes.transitions.iter().map(|&(from, to)| (statuses.name(from), statuses.name(to))).collect();
-        assert_eq!(transitions, [("RUNNING", "STOPPED")]);
+        let changes = before.changes_to(&statuses, &after, &statuses);
+        let transitions: Vec<_> = changes
+            .transitions
+            .iter()
+            .map(|(&(from, to), &count)| (statuses.name(from), statuses.name(to), count))
+            .collect();
+        assert_eq!(transitions, [("RUNNING", "STOPPED", 1)]);
         assert_eq!((changes.appeared, changes.gone), (1, 1));
     }
 
@@ -430,6 +468,36 @@ mod tests {
         let counts = inventory.count_by_status(&statuses);
         let counted: Vec<_> = statuses.names().zip(counts).filter(|&(_, count)| count > 0).collect();
         assert_eq!(counted, [("RUNNING", 2), ("MELTING", 1)]);
+    }
+
+    #[test]
+    fn a_change_is_one_of_names_whatever_their_places() {
+        let mut one = Statuses::documented(Service::Vm);
+        let mut other = one.clone();
+        let before = inventory(&mut one, &[("a", "NEW"), ("b", "NEWER"), ("c", "NEW")]);
+        let after = inventory(&mut other, &[("a", "NEWER"), ("b", "NEWER"), ("c", "NEWEST")]);
+        let changes = before.changes_to(&one, &after, &other);
+        let named = |(&(from, to), &count): (&(Status, Status), &u64)| (one.name(from), other.name(to), count);
+        assert_eq!(
+            changes.transitions.iter().map(named).collect::<Vec<_>>(),
+            [("NEW", "NEWER", 1), ("NEW", "NEWEST", 1)]
+        );
+        assert_eq!(before.changes_to(&one, &before, &one), Changes::default());
+    }
+
+    #[test]
+    fn so_many_undocumented_statuses_are_remembered_and_keep_their_places() {
+        let mut remembered = Statuses::documented(Service::Vm);
+        for poll in 0..4 {
+            let mut statuses = remembered.clone();
+            for n in 0..15 {
+                statuses.intern(&format!("S{}", 10 * poll + n)).unwrap();
+            }
+            remembered.remember(&statuses);
+        }
+        assert_eq!(remembered.names().len(), 13 + 32);
+        assert_eq!(remembered.find("S31").map(Status::index), Some(13 + 31));
+        assert_eq!(remembered.find("S32"), None);
     }
 
     #[test]

@@ -7,33 +7,41 @@ mod names;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 pub(crate) use self::names::Names;
 use crate::api::{ApiError, Client, Kind};
+use crate::clock::{Clock, Moment};
 use crate::config::Poll;
 use crate::exposition;
-use crate::inventory::{self, Collection};
-use crate::model::{Infos, Inventory, StatusSeries, Statuses};
+use crate::inventory::{self, Collection, History};
+use crate::model::{Changes, Infos, Inventory, StatusSeries, Statuses};
 use crate::snapshot::{Published, Rendered, Report, Snapshot};
 use crate::telemetry::Telemetry;
+
+/// The label value that statuses share which are neither documented nor remembered.
+const OTHER_STATUS: &str = "other";
 
 /// Keeps one account's snapshot up to date.
 pub(crate) struct Poller {
     client: Arc<Client>,
     settings: Poll,
     series: StatusSeries,
+    /// Those that are remembered from poll to poll.
     statuses: Statuses,
     /// What the last successful poll published.
     rendered: Option<Arc<Rendered>>,
     /// When that poll ended.
-    taken_at: Instant,
+    taken_at: Moment,
+    /// How many polls in a row found fewer instances than the API counts.
+    short_polls: u32,
     /// `None` where nothing but statuses is read.
     names: Option<Names>,
     published: Arc<Published>,
     telemetry: Arc<Telemetry>,
+    clock: Clock,
 }
 
 impl Poller {
@@ -45,6 +53,7 @@ impl Poller {
         names: Option<Names>,
         published: Arc<Published>,
         telemetry: Arc<Telemetry>,
+        clock: Clock,
     ) -> Self {
         let service = client.settings().service;
         let statuses = Statuses::documented(service);
@@ -55,10 +64,12 @@ impl Poller {
             series,
             statuses,
             rendered: None,
-            taken_at: Instant::now(),
+            taken_at: clock.now(),
+            short_polls: 0,
             names,
             published,
             telemetry,
+            clock,
         }
     }
 
@@ -76,10 +87,10 @@ impl Poller {
             }
             if let Err(error) = self.poll().await {
                 let interval = humantime::format_duration(self.settings.interval);
-                let meanwhile = match (self.published.is_ready(), self.published.fresh(Instant::now()).is_some()) {
-                    (false, _) => "no instance series yet",
-                    (true, true) => "the last good answer stays",
-                    (true, false) => "the last good answer is too old, its instance series are gone",
+                let meanwhile = match (&self.rendered, self.is_fresh()) {
+                    (None, _) => "no instance series yet",
+                    (Some(_), true) => "the last good answer stays",
+                    (Some(_), false) => "the last good answer is too old, its instance series are gone",
                 };
                 tracing::error!(
                     action = error.request.map(|(action, _)| action.to_string()),
@@ -94,54 +105,57 @@ impl Poller {
         }
     }
 
-    /// Polls once and publishes what it brought.
+    /// Polls once and publishes what it found.
     ///
     /// # Errors
     /// When the inventory could not be had; then what was published before stays.
     pub(crate) async fn poll(&mut self) -> Result<(), ApiError> {
         let started = Instant::now();
         self.published.beat(started);
-        // What a failed poll saw must not stay: only a published status is a known one.
+        // What a failed poll saw must not stay: only a published status is remembered.
         let mut statuses = self.statuses.clone();
-        let result = self.collect(&mut statuses).await;
-        if result.is_err() && statuses.is_full() {
-            self.forget();
-        } else if result.is_ok() {
-            self.statuses = statuses;
+        let collected = self.collect(&mut statuses).await;
+        let ended = self.clock.now();
+        let took = ended.monotonic - started;
+        self.published.beat(ended.monotonic);
+        match collected {
+            Ok(collection) => {
+                self.publish(collection, statuses, ended, took);
+                Ok(())
+            }
+            Err(error) => {
+                self.report_failure(&error, ended, took);
+                Err(error)
+            }
         }
-        let ended = Instant::now();
-        let (took, at) = (ended - started, SystemTime::now());
-        self.published.beat(ended);
-        let result = result.map(|collection| self.publish(collection, ended, took));
-        let kind = result.as_ref().map(|_| ()).map_err(|error| error.kind);
-        self.telemetry.poll_ended(kind, took, at);
-        self.published.report(Report { at, outcome: result.as_ref().copied().map_err(ToString::to_string) });
-        result.map(|_| ())
     }
 
     /// Publishes what was found besides statuses, beside those of the last successful poll.
     pub(crate) fn inform(&mut self, found: Infos) {
         let inventory = self.rendered.as_ref().map(|rendered| &*rendered.inventory);
         let changed = self.names.as_mut().is_some_and(|names| names.take(found, inventory));
-        if let (true, Some(rendered)) = (changed, &self.rendered) {
-            self.put_up(Arc::clone(rendered));
-        }
-        self.published.count_round();
+        let snapshot = self.rendered.as_ref().filter(|_| changed).map(|rendered| self.snapshot(rendered));
+        self.published.update(|state| {
+            if let Some(snapshot) = snapshot {
+                state.snapshot = Some(snapshot);
+            }
+        });
     }
 
-    fn put_up(&self, rendered: Arc<Rendered>) {
+    fn snapshot(&self, rendered: &Arc<Rendered>) -> Arc<Snapshot> {
         let infos = self.names.as_ref().and_then(Names::rendered);
-        self.published.publish(Snapshot { rendered, infos, taken_at: self.taken_at });
+        Arc::new(Snapshot { rendered: Arc::clone(rendered), infos, taken_at: self.taken_at })
     }
 
-    fn previous(&self) -> Option<&Inventory> {
-        self.rendered.as_ref().map(|rendered| &*rendered.inventory)
+    fn is_fresh(&self) -> bool {
+        self.clock.now().since(self.taken_at) <= self.settings.max_staleness
     }
 
-    /// Starts anew, where more statuses have come by than can be told apart: those that went again make room.
-    fn forget(&mut self) {
-        self.statuses = Statuses::documented(self.client.settings().service);
-        self.rendered = None;
+    /// What is too old to be served is too old to be held against the API: then a poll starts as a new process would, so
+    /// that nothing that one poll found can make every later one fail.
+    fn history(&self) -> History<'_> {
+        let rendered = self.rendered.as_ref().filter(|_| self.is_fresh());
+        History { inventory: rendered.map(|rendered| &*rendered.inventory), short_polls: self.short_polls }
     }
 
     async fn collect(&self, statuses: &mut Statuses) -> Result<Collection, ApiError> {
@@ -149,7 +163,7 @@ impl Poller {
         let collected = async {
             let session = self.client.session().await?;
             let Some(named) = named else {
-                return inventory::collect_all(&session, self.previous(), statuses).await;
+                return inventory::collect_all(&session, self.history(), statuses).await;
             };
             let named: Vec<_> = named.iter().map(String::as_str).collect();
             inventory::collect_named(&session, &named, statuses).await
@@ -160,35 +174,54 @@ impl Poller {
         })
     }
 
-    /// Returns how many instances there are.
-    fn publish(&mut self, collection: Collection, ended: Instant, took: Duration) -> usize {
-        let Collection { inventory, corrections, pages } = collection;
-        let inventory = Arc::new(inventory);
-        let changes = self.previous().map(|previous| previous.changes_to(&inventory)).unwrap_or_default();
-        for &(from, to) in &changes.transitions {
-            self.telemetry.transition(self.statuses.name(from), self.statuses.name(to));
-        }
-        self.telemetry.corrected(corrections);
-        self.warn_of_unknown_ids(&inventory);
+    fn publish(&mut self, collection: Collection, statuses: Statuses, ended: Moment, took: Duration) {
+        let Collection { inventory, pages, corrections, unusable, missing, fell_back } = collection;
+        let (inventory, previous) = (Arc::new(inventory), self.rendered.take());
+        let changes = previous
+            .as_ref()
+            .map(|previous| previous.inventory.changes_to(&previous.statuses, &inventory, &statuses))
+            .unwrap_or_default();
+        self.statuses.remember(&statuses);
+        let transitions = previous.as_ref().map_or_else(Vec::new, |previous| {
+            let label = |statuses: &Statuses, status| self.label(statuses.name(status)).to_owned();
+            let named = |(&(from, to), &count)| (label(&previous.statuses, from), label(&statuses, to), count);
+            changes.transitions.iter().map(named).collect()
+        });
+        let before = previous.as_ref().map(|previous| &*previous.inventory);
+        self.warn(before, &inventory, &changes, unusable);
         if let Some(names) = &mut self.names {
-            names.follow(self.rendered.as_ref().map(|rendered| &*rendered.inventory), &inventory);
+            names.follow(before, &inventory);
         }
-        let rendered = match self.rendered.take() {
+        let rendered = match previous {
             // Nothing changed: the old bytes under a new time.
-            Some(rendered) if rendered.is_of(&inventory, &self.statuses) => rendered,
+            Some(rendered) if rendered.is_of(&inventory, &statuses) => rendered,
             _ => {
-                let text = exposition::render(&inventory, &self.statuses, self.series);
+                let text = exposition::render(&inventory, &statuses, self.series);
                 tracing::debug!(bytes = text.len(), "instance series rendered");
-                Arc::new(Rendered::new(text, inventory, self.statuses.clone()))
+                Arc::new(Rendered::new(text, inventory, statuses))
             }
         };
         let instances = rendered.inventory.len();
-        self.rendered = Some(Arc::clone(&rendered));
         self.taken_at = ended;
-        self.put_up(rendered);
+        self.short_polls = if missing == 0 { 0 } else { self.short_polls + 1 };
+        let snapshot = self.snapshot(&rendered);
+        self.rendered = Some(rendered);
+        self.published.update(|state| {
+            for (from, to, count) in &transitions {
+                self.telemetry.transitions(from, to, *count);
+            }
+            self.telemetry.corrected(corrections);
+            self.telemetry.missing(missing);
+            if fell_back {
+                self.telemetry.fell_back();
+            }
+            self.telemetry.poll_ended(Ok(()), took, ended.wall);
+            state.snapshot = Some(snapshot);
+            state.report = Some(Report { at: ended.wall, outcome: Ok(instances) });
+        });
         tracing::info!(
             instances,
-            changed = changes.transitions.len(),
+            changed = changes.transitions.values().sum::<u64>(),
             appeared = changes.appeared,
             gone = changes.gone,
             corrections,
@@ -196,14 +229,43 @@ impl Poller {
             duration = format!("{:.3}s", took.as_secs_f64()),
             "poll succeeded"
         );
-        instances
+    }
+
+    fn report_failure(&self, error: &ApiError, ended: Moment, took: Duration) {
+        self.published.update(|state| {
+            if error.kind == Kind::Inconsistent {
+                self.telemetry.missing(error.missing.into());
+            }
+            self.telemetry.poll_ended(Err(error.kind), took, ended.wall);
+            state.report = Some(Report { at: ended.wall, outcome: Err(error.to_string()) });
+        });
+    }
+
+    /// A status as a label that must not have a value for every word the API ever sends.
+    fn label<'a>(&self, status: &'a str) -> &'a str {
+        if self.statuses.find(status).is_some() { status } else { OTHER_STATUS }
+    }
+
+    /// Says what a successful poll found and nobody may have expected.
+    fn warn(&self, before: Option<&Inventory>, inventory: &Inventory, changes: &Changes, unusable: usize) {
+        let had = before.map_or(0, Inventory::len);
+        if changes.gone > had / 2 {
+            tracing::warn!(gone = changes.gone, of = had, left = inventory.len(), "most instances are gone at once");
+        }
+        if unusable > 0 {
+            tracing::warn!(entries = unusable, "entries without a usable instanceId: their instances have no series");
+        }
+        if inventory.is_empty() && before.is_none_or(|before| !before.is_empty()) {
+            tracing::warn!("{}", self.client.settings().nothing_found());
+        }
+        self.warn_of_unknown_ids(before, inventory);
     }
 
     /// An id that was named and does not exist is more likely mistyped than watched for.
-    fn warn_of_unknown_ids(&self, inventory: &Inventory) {
+    fn warn_of_unknown_ids(&self, before: Option<&Inventory>, inventory: &Inventory) {
         let named = self.client.settings().instance_ids.as_ref().map_or(0, Vec::len);
-        let is_news = self.previous().is_none_or(|previous| previous.len() != inventory.len());
-        if inventory.len() < named && is_news {
+        let is_news = before.is_none_or(|before| before.len() != inventory.len());
+        if !inventory.is_empty() && inventory.len() < named && is_news {
             let unknown = named - inventory.len();
             tracing::warn!(unknown, named, "instances of --zenlayer.instance-ids do not exist");
         }
@@ -236,7 +298,7 @@ mod tests {
     }
 
     fn served(published: &Published) -> (Arc<Rendered>, Arc<RenderedInfos>) {
-        let snapshot = published.fresh(Instant::now()).unwrap();
+        let snapshot = published.fresh(Clock::default().now()).unwrap();
         (Arc::clone(&snapshot.rendered), snapshot.infos.clone().unwrap())
     }
 
@@ -244,12 +306,15 @@ mod tests {
     #[tokio::test]
     async fn only_what_changed_is_rendered_again() {
         let simulator = Simulator::start(Knobs::still(Service::Vm, 50)).await.unwrap();
-        let exporter = crate::Exporter::start(&config(&simulator), Backoff::default(), &Arc::default()).await.unwrap();
+        let exporter =
+            crate::Exporter::start(&config(&simulator), Backoff::default(), Clock::default(), &Arc::default())
+                .await
+                .unwrap();
         let crate::Exporter { mut poller, collector, published, .. } = exporter;
         let collector = collector.unwrap();
         // What comes before the first poll is published with it.
         poller.inform(collector.round().await.unwrap());
-        assert!(published.fresh(Instant::now()).is_none());
+        assert!(published.fresh(Clock::default().now()).is_none());
         poller.poll().await.unwrap();
         let (statuses, infos) = served(&published);
         assert_eq!(infos.infos.len(), 50);

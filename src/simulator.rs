@@ -45,6 +45,9 @@ pub const PASSWORD: &str = "simulated-password";
 /// The one token it knows.
 pub const TOKEN: &str = "simulated-token";
 
+/// How the API refuses a look-up of an instance that does not exist.
+pub const NOT_FOUND: (u16, &str) = (404, "INVALID_INSTANCE_NOT_FOUND");
+
 /// How far a request's timestamp may be from the simulator's clock.
 const TIMESTAMP_TOLERANCE: u64 = 300;
 /// Versions of either service that are served.
@@ -72,8 +75,8 @@ pub struct Knobs {
     pub longest_page: usize,
     /// Every page holds all that matches.
     pub longer_pages: bool,
-    /// A look-up of an id that does not exist is an error instead of a gap.
-    pub missing_id_is_error: bool,
+    /// HTTP status and code of the refusal of a look-up that names an ID which does not exist; `None`: it is left out.
+    pub missing_id: Option<(u16, &'static str)>,
     /// After each page one instance is deleted and one created.
     pub churn: bool,
     /// Every page is the first.
@@ -82,6 +85,8 @@ pub struct Knobs {
     pub total_count: Option<u64>,
     /// Seconds that its clock is ahead of this machine's.
     pub clock_ahead: i64,
+    /// What becomes of a payload before it is sent.
+    pub rewrite: Option<fn(&Describe, &mut Value)>,
     /// What goes wrong.
     pub fault: Option<Fault>,
     /// The one action that it goes wrong with; `None`: with all.
@@ -101,11 +106,12 @@ impl Knobs {
             rate_limit: None,
             longest_page: MAX_PAGE_SIZE,
             longer_pages: false,
-            missing_id_is_error: false,
+            missing_id: None,
             churn: false,
             repeat_first_page: false,
             total_count: None,
             clock_ahead: 0,
+            rewrite: None,
             fault: None,
             fault_of: None,
         }
@@ -312,13 +318,16 @@ impl Rejection {
     }
 }
 
-/// The body of either action.
+/// The body of a request for either action.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Describe {
-    instance_ids: Vec<String>,
-    page_size: usize,
-    page_num: usize,
+pub struct Describe {
+    /// The IDs to look up; empty for a page.
+    pub instance_ids: Vec<String>,
+    /// Entries per page.
+    pub page_size: usize,
+    /// The number of the page, from 1.
+    pub page_num: usize,
 }
 
 impl Default for Describe {
@@ -388,8 +397,8 @@ impl State {
             Vec::new()
         };
         let matching = if by_id { &named } else { &fleet.machines };
-        if knobs.missing_id_is_error && matching.len() < query.instance_ids.len() {
-            return Err(Rejection(404, "INVALID_INSTANCE_NOT_FOUND", "an instance does not exist"));
+        if let Some((status, code)) = knobs.missing_id.filter(|_| matching.len() < query.instance_ids.len()) {
+            return Err(Rejection(status, code, "an instance does not exist"));
         }
         let number = if knobs.repeat_first_page || knobs.longer_pages { 1 } else { query.page_num };
         let length = if knobs.longer_pages { usize::MAX } else { query.page_size.min(knobs.longest_page) };
@@ -405,7 +414,11 @@ impl State {
         if knobs.churn && !by_id {
             fleet.churn();
         }
-        Ok(json!({"totalCount": total, "dataSet": data_set}))
+        let mut payload = json!({"totalCount": total, "dataSet": data_set});
+        if let Some(rewrite) = knobs.rewrite {
+            rewrite(query, &mut payload);
+        }
+        Ok(payload)
     }
 }
 

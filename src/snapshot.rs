@@ -3,7 +3,6 @@
 //! Invariant: a reader has one poll or the next, never a mix, and nothing older than `max_staleness`. It must not
 //! know where an inventory comes from or how it is sent.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -11,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::clock::Moment;
 use crate::gzip;
 use crate::model::{Infos, Inventory, Statuses};
 
@@ -59,7 +59,7 @@ impl Rendered {
 
     /// Whether the same text would be rendered again.
     pub(crate) fn is_of(&self, inventory: &Inventory, statuses: &Statuses) -> bool {
-        *self.inventory == *inventory && self.statuses.names().len() == statuses.names().len()
+        *self.inventory == *inventory && self.statuses == *statuses
     }
 }
 
@@ -87,7 +87,7 @@ pub(crate) struct Snapshot {
     /// Of instances of that poll alone; `None` where nothing but statuses is read, or not yet.
     pub(crate) infos: Option<Arc<RenderedInfos>>,
     /// When the poll ended.
-    pub(crate) taken_at: Instant,
+    pub(crate) taken_at: Moment,
 }
 
 impl Snapshot {
@@ -97,8 +97,8 @@ impl Snapshot {
     }
 
     /// How old it is at `now`.
-    pub(crate) fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.taken_at)
+    pub(crate) fn age(&self, now: Moment) -> Duration {
+        now.since(self.taken_at)
     }
 }
 
@@ -111,70 +111,64 @@ pub(crate) struct Report {
     pub(crate) outcome: Result<usize, String>,
 }
 
-/// The latest snapshot, shared between the poller, which replaces it, and the server, which reads it.
+/// What polls have published so far.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) snapshot: Option<Arc<Snapshot>>,
+    /// How the last poll went; `None` before its end.
+    pub(crate) report: Option<Report>,
+    /// How many polls, and rounds that collect something else, have ended: what is derived from one is old when this has
+    /// changed.
+    pub(crate) rounds: u64,
+    max_staleness: Duration,
+}
+
+impl State {
+    /// The latest snapshot, unless it is too old at `now`.
+    pub(crate) fn fresh(&self, now: Moment) -> Option<Arc<Snapshot>> {
+        let fresh = |snapshot: &&Arc<Snapshot>| snapshot.age(now) <= self.max_staleness;
+        self.snapshot.as_ref().filter(fresh).cloned()
+    }
+}
+
+/// The state, shared between the poller, which changes it, and the server, which reads it.
+///
+/// The exporter's own metrics are outside it, and yet a part: what a poll changes in them it changes within
+/// [`Published::update`], and they are rendered within [`Published::read`].
 #[derive(Debug)]
 pub(crate) struct Published {
-    snapshot: RwLock<Option<Arc<Snapshot>>>,
-    report: RwLock<Option<Report>>,
-    /// How many polls and rounds have ended.
-    rounds: AtomicU64,
+    state: RwLock<State>,
     /// When the poller last showed that it lives.
     pulse: RwLock<Instant>,
-    max_staleness: Duration,
 }
 
 impl Published {
     /// Nothing yet.
     pub(crate) fn new(max_staleness: Duration) -> Self {
-        Self {
-            snapshot: RwLock::default(),
-            report: RwLock::default(),
-            rounds: AtomicU64::new(0),
-            pulse: RwLock::new(Instant::now()),
-            max_staleness,
-        }
+        let state = State { snapshot: None, report: None, rounds: 0, max_staleness };
+        Self { state: state.into(), pulse: RwLock::new(Instant::now()) }
     }
 
-    /// Replaces the snapshot.
-    pub(crate) fn publish(&self, snapshot: Snapshot) {
-        *write(&self.snapshot) = Some(Arc::new(snapshot));
+    /// Changes everything that a poll or round changes, in one step for whoever reads.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut State)) {
+        let mut state = write(&self.state);
+        change(&mut state);
+        state.rounds += 1;
     }
 
-    /// Tells how the last poll went.
-    pub(crate) fn report(&self, report: Report) {
-        *write(&self.report) = Some(report);
-        self.count_round();
+    /// Reads several things as they are at one instant.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&read(&self.state))
     }
 
-    /// A poll, or a round that collects something else, has ended.
-    pub(crate) fn count_round(&self) {
-        self.rounds.fetch_add(1, Ordering::Release);
-    }
-
-    /// How many of them have ended: what is derived from one is old when this has changed.
-    pub(crate) fn rounds(&self) -> u64 {
-        self.rounds.load(Ordering::Acquire)
+    /// The latest snapshot, unless it is too old at `now`.
+    pub(crate) fn fresh(&self, now: Moment) -> Option<Arc<Snapshot>> {
+        self.read(|state| state.fresh(now))
     }
 
     /// The poller lives at `now`.
     pub(crate) fn beat(&self, now: Instant) {
         *write(&self.pulse) = now;
-    }
-
-    /// The latest snapshot, unless it is too old at `now`.
-    pub(crate) fn fresh(&self, now: Instant) -> Option<Arc<Snapshot>> {
-        let fresh = |snapshot: &&Arc<Snapshot>| snapshot.age(now) <= self.max_staleness;
-        read(&self.snapshot).as_ref().filter(fresh).cloned()
-    }
-
-    /// Whether any poll has succeeded yet.
-    pub(crate) fn is_ready(&self) -> bool {
-        read(&self.snapshot).is_some()
-    }
-
-    /// How the last poll went; `None` before its end.
-    pub(crate) fn last_report(&self) -> Option<Report> {
-        read(&self.report).clone()
     }
 
     /// How long the poller has not shown itself at `now`.
@@ -183,7 +177,7 @@ impl Published {
     }
 }
 
-/// A value is replaced in one step, so one that a panic interrupted is still whole.
+/// A panic while it is held ends the process, so nobody reads what it left half done.
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
@@ -195,18 +189,23 @@ fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
     use crate::model::Service;
 
     #[tokio::test(start_paused = true)]
     async fn a_snapshot_is_served_until_it_is_too_old() {
         let published = Published::new(Duration::from_mins(5));
-        assert!(!published.is_ready());
-        assert!(published.fresh(Instant::now()).is_none());
-        let taken_at = Instant::now();
+        let taken_at = Clock::default().now();
+        assert!(published.fresh(taken_at).is_none());
         let rendered = Rendered::new(b"a 1\n".to_vec(), Arc::default(), Statuses::documented(Service::Vm));
-        published.publish(Snapshot { rendered: Arc::new(rendered), infos: None, taken_at });
-        assert!(published.fresh(taken_at + Duration::from_mins(5)).is_some());
-        assert!(published.fresh(taken_at + Duration::from_secs(301)).is_none());
-        assert!(published.is_ready(), "readiness is about the first success");
+        let snapshot = Arc::new(Snapshot { rendered: Arc::new(rendered), infos: None, taken_at });
+        published.update(|state| state.snapshot = Some(snapshot));
+        let [young, old] = [300, 301].map(Duration::from_secs);
+        let on_monotonic = |age| Moment { monotonic: taken_at.monotonic + age, ..taken_at };
+        let on_wall = |age| Moment { wall: taken_at.wall + age, ..taken_at };
+        assert!(published.fresh(on_monotonic(young)).is_some());
+        assert!(published.fresh(on_monotonic(old)).is_none());
+        assert!(published.fresh(on_wall(young)).is_some());
+        assert!(published.fresh(on_wall(old)).is_none(), "the machine slept");
     }
 }

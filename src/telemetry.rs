@@ -3,6 +3,8 @@
 //! Invariant: every name here is in the README, and a test holds the two together. It must not know how an
 //! instance is rendered, nor how metrics are served.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
@@ -19,6 +21,11 @@ const INSTANCE_STATUS: &str = "instance-status";
 const INSTANCE_INFO: &str = "instance-info";
 const VALID: &str = "names and labels are valid, and each name is registered once";
 
+/// How many HTTP statuses have a series each: they come from outside, and must not make series without bound.
+const MAX_CODES: usize = 32;
+/// The label value of all others.
+const OTHER_CODE: &str = "other";
+
 /// Every metric of the exporter's own.
 pub(crate) struct Telemetry {
     registry: Registry,
@@ -29,11 +36,16 @@ pub(crate) struct Telemetry {
     poll_duration: Histogram,
     polls: IntCounterVec,
     corrections: IntCounter,
+    fallbacks: IntCounter,
+    missing: IntGauge,
     collector_success: IntGaugeVec,
     api_requests: IntCounterVec,
+    /// The values of `code` so far.
+    codes: Mutex<BTreeSet<String>>,
     api_request_duration: HistogramVec,
     api_retries: IntCounterVec,
     invalid_entries: IntCounter,
+    unrequested_entries: IntCounter,
     http_requests: IntCounterVec,
 }
 
@@ -108,12 +120,21 @@ impl Telemetry {
                 "zenlayer_exporter_poll_corrections_total",
                 "Known instances that paging missed and a look-up by id or a second walk found.",
             ),
+            fallbacks: counter(
+                "zenlayer_exporter_poll_fallbacks_total",
+                "Polls that read all pages twice to decide which instances are gone, because look-ups by ID could not.",
+            ),
+            missing: flag(
+                "zenlayer_exporter_instances_missing",
+                "Instances that the API counts and the last poll did not find; 0 when the poll is complete.",
+            ),
             collector_success: collectors,
             api_requests: counters(
                 "zenlayer_exporter_api_requests_total",
                 "API requests by action and HTTP status, or by what kept the status from coming.",
                 &["action", "code"],
             ),
+            codes: Mutex::default(),
             api_request_duration: register(&registry, HistogramVec::new(api_request_duration, &["action"])),
             api_retries: counters(
                 "zenlayer_exporter_api_retries_total",
@@ -123,6 +144,10 @@ impl Telemetry {
             invalid_entries: counter(
                 "zenlayer_exporter_invalid_entries_total",
                 "Entries of the API's pages without a usable instance id.",
+            ),
+            unrequested_entries: counter(
+                "zenlayer_exporter_unrequested_entries_total",
+                "Entries that look-ups by ID returned without being asked for them; they are dropped.",
             ),
             http_requests: counters(
                 "zenlayer_exporter_http_requests_total",
@@ -175,14 +200,24 @@ impl Telemetry {
         }
     }
 
-    /// An instance changed its status.
-    pub(crate) fn transition(&self, from: &str, to: &str) {
-        self.transitions.with_label_values(&[from, to]).inc();
+    /// So many instances changed their status.
+    pub(crate) fn transitions(&self, from: &str, to: &str, instances: u64) {
+        self.transitions.with_label_values(&[from, to]).inc_by(instances);
     }
 
     /// Paging missed that many instances.
     pub(crate) fn corrected(&self, instances: usize) {
         self.corrections.inc_by(instances as u64);
+    }
+
+    /// A second walk had to decide which instances are gone.
+    pub(crate) fn fell_back(&self) {
+        self.fallbacks.inc();
+    }
+
+    /// The last poll that counted did not find that many instances which the API counts.
+    pub(crate) fn missing(&self, instances: u64) {
+        self.missing.set(i64::try_from(instances).unwrap_or(i64::MAX));
     }
 
     /// A request to this process was answered. `path` is one of a fixed few.
@@ -201,6 +236,20 @@ impl Telemetry {
         gauge
     }
 
+    fn code_label<'a>(&self, code: &'a str) -> &'a str {
+        // Only ever added to: a panic in between leaves nothing half done.
+        let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        if codes.contains(code) {
+            return code;
+        }
+        let is_kind = Kind::ALL.iter().any(|kind| kind.label() == code);
+        if !is_kind && codes.len() >= MAX_CODES {
+            return OTHER_CODE;
+        }
+        codes.insert(code.to_owned());
+        code
+    }
+
     /// All of it in the text format, as it is now.
     pub(crate) fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).expect("no registered family is empty")
@@ -216,7 +265,7 @@ fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: prometh
 impl Observer for Telemetry {
     fn request_ended(&self, action: Action, code: &str, took: Duration) {
         let action = action.to_string();
-        self.api_requests.with_label_values(&[&*action, code]).inc();
+        self.api_requests.with_label_values(&[&*action, self.code_label(code)]).inc();
         self.api_request_duration.with_label_values(&[&*action]).observe(took.as_secs_f64());
     }
 
@@ -226,6 +275,10 @@ impl Observer for Telemetry {
 
     fn entries_skipped(&self, count: usize) {
         self.invalid_entries.inc_by(count as u64);
+    }
+
+    fn unrequested_entries(&self, count: usize) {
+        self.unrequested_entries.inc_by(count as u64);
     }
 }
 
@@ -261,8 +314,27 @@ mod tests {
     #[test]
     fn statuses_are_escaped_in_transitions_too() {
         let telemetry = Telemetry::default();
-        telemetry.transition("RUNNING", "a\"b\\c\nd");
-        assert!(rendered(&telemetry).contains(r#"{from="RUNNING",to="a\"b\\c\nd"} 1"#));
+        telemetry.transitions("RUNNING", "a\"b\\c\nd", 2);
+        assert!(rendered(&telemetry).contains(r#"{from="RUNNING",to="a\"b\\c\nd"} 2"#));
+    }
+
+    #[test]
+    fn http_statuses_make_so_many_series_and_no_more() {
+        let telemetry = Telemetry::default();
+        for code in 200..300 {
+            for _ in 0..2 {
+                telemetry.request_ended(Action::DescribeInstances, &code.to_string(), Duration::ZERO);
+            }
+        }
+        telemetry.request_ended(Action::DescribeInstances, Kind::Timeout.label(), Duration::ZERO);
+        let text = rendered(&telemetry);
+        let series = |code: &str| {
+            format!("zenlayer_exporter_api_requests_total{{action=\"DescribeInstances\",code=\"{code}\"}}")
+        };
+        assert_eq!(text.lines().filter(|line| line.starts_with("zenlayer_exporter_api_requests_total{")).count(), 34);
+        for (code, count) in [("231", 2), ("other", 136), ("timeout", 1)] {
+            assert!(text.contains(&format!("{} {count}\n", series(code))), "{text}");
+        }
     }
 
     #[cfg(target_os = "linux")]

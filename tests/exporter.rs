@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use zenlayer_exporter::config::{CredentialSource, SecretSource, Target};
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::secret::Secret;
-use zenlayer_exporter::simulator::{Knobs, Simulator, TOKEN};
+use zenlayer_exporter::simulator::{Knobs, NOT_FOUND, Simulator, TOKEN};
 
 async fn simulator(instances: usize) -> Simulator {
     Simulator::start(Knobs::still(Service::Vm, instances)).await.unwrap()
@@ -155,7 +155,7 @@ async fn a_wrong_key_is_told_with_code_and_request_id_and_tried_once() {
 #[tokio::test]
 async fn named_instances_are_asked_for_a_hundred_at_a_time() {
     for missing_id_is_error in [false, true] {
-        let knobs = Knobs { missing_id_is_error, ..Knobs::still(Service::Vm, 500) };
+        let knobs = Knobs { missing_id: missing_id_is_error.then_some(NOT_FOUND), ..Knobs::still(Service::Vm, 500) };
         let simulator = Simulator::start(knobs).await.unwrap();
         let mut wanted: Vec<_> =
             simulator.with_fleet(|fleet| fleet.machines.iter().take(250).map(|machine| machine.id.clone()).collect());

@@ -9,14 +9,18 @@ mod common;
 
 use std::cell::RefCell;
 use std::io::Write;
-use std::sync::Once;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
+use std::time::{Duration, SystemTime};
 
 use common::{Exporter, Metrics, config, held};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use zenlayer_exporter::Options;
+use zenlayer_exporter::clock::Clock;
 use zenlayer_exporter::config::{Config, CredentialSource, SecretSource, Target};
 use zenlayer_exporter::model::Service;
-use zenlayer_exporter::simulator::{Fault, KEY_ID, Knobs, PASSWORD, Simulator};
+use zenlayer_exporter::simulator::{Describe, Fault, KEY_ID, Knobs, PASSWORD, Simulator};
 
 thread_local! {
     /// What was logged on this thread: each test has one of its own, on which its exporter runs too.
@@ -173,11 +177,296 @@ async fn a_total_of_two_billion() {
 }
 
 #[tokio::test]
-async fn pages_shorter_than_asked_for() {
-    let says = "page 1 has 7 entries, though 10 were asked for and 25 exist: if the API serves no longer pages, set \
-                --zenlayer.page-size=7";
+async fn pages_shorter_than_requested() {
+    let says = "page 1: 7 entries instead of 10, with totalCount 25: if the API returns at most 7 entries per page, set \
+                --zenlayer.page-size=7 (requestId T";
     // A list that shrank since it was counted looks the same once, so the page is read again.
     endure(|knobs| knobs.longest_page = 7, Seen { outcome: "inconsistent", tries: 2.0, says }).await;
+}
+
+#[tokio::test]
+async fn pages_that_repeat_the_first() {
+    let says = "page 3: 10 entries instead of 5, with totalCount 25: nothing is published";
+    // Pages 1 and 2 fit, and the third is read twice.
+    endure(|knobs| knobs.repeat_first_page = true, Seen { outcome: "inconsistent", tries: 4.0, says }).await;
+}
+
+#[tokio::test]
+async fn a_total_that_is_smaller_than_what_is_listed() {
+    let says = "page 1: 10 entries instead of 3, with totalCount 3: nothing is published";
+    endure(|knobs| knobs.total_count = Some(3), Seen { outcome: "inconsistent", tries: 2.0, says }).await;
+}
+
+#[tokio::test]
+async fn a_field_with_another_name() {
+    let says = "page 1: none of 10 entries has a usable instanceId: check --zenlayer.api-version (requestId T";
+    let rename: fn(&Describe, &mut Value) = |_, payload| {
+        for entry in payload["dataSet"].as_array_mut().unwrap() {
+            *entry = json!({"id": entry["instanceId"], "instanceStatus": entry["instanceStatus"]});
+        }
+    };
+    endure(|knobs| knobs.rewrite = Some(rename), Seen { outcome: "inconsistent", tries: 2.0, says }).await;
+}
+
+fn outcome(metrics: &Metrics, outcome: &str) -> Option<f64> {
+    metrics.value("zenlayer_exporter_polls_total", &[("outcome", outcome)])
+}
+
+#[tokio::test]
+async fn a_page_size_capped_in_silence_hides_nobody() {
+    let simulator = Simulator::start(Knobs { longest_page: 100, ..Knobs::still(Service::Vm, 109) }).await.unwrap();
+    let exporter = Exporter::start(impatient(&simulator, &[])).await;
+    let metrics = exporter.until(|metrics| outcome(metrics, "inconsistent") >= Some(1.0)).await;
+    assert_eq!((metrics.count("zenlayer_instance_status"), metrics.value("zenlayer_up", &[])), (0, Some(0.0)));
+    assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(9.0));
+    assert!(exporter.get("/readyz").await.text().contains("set --zenlayer.page-size=100"));
+    let advised = Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=100"])).await;
+    let metrics = advised.metrics().await;
+    assert_eq!(metrics.instances(), held(&simulator));
+    assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(0.0));
+}
+
+#[tokio::test]
+async fn an_instance_listed_twice_is_tolerated_for_two_polls() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    simulator.with_fleet(|fleet| fleet.machines[1].id = fleet.machines[0].id.clone());
+    let exporter = Exporter::start(impatient(&simulator, &[])).await;
+    let metrics = exporter.until(|metrics| outcome(metrics, "inconsistent") >= Some(2.0)).await;
+    assert_eq!(outcome(&metrics, "success"), Some(2.0));
+    assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(1.0));
+    assert_eq!(metrics.instances().len(), 24, "the last good answer stays");
+    simulator.with_fleet(|fleet| fleet.machines[1].id = "unique again".to_owned());
+    let metrics = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(0.0));
+    assert_eq!(metrics.instances(), held(&simulator));
+}
+
+#[tokio::test]
+async fn a_walk_goes_on_where_a_later_page_counts_more() {
+    let rewrites: [fn(&Describe, &mut Value); 2] = [
+        |request, payload| {
+            if request.page_num == 1 {
+                payload["totalCount"] = 15.into();
+            }
+        },
+        // As many as the pages so far: only a page more shows the others.
+        |request, payload| {
+            if request.page_num <= 2 {
+                payload["totalCount"] = (10 * request.page_num).into();
+            }
+        },
+    ];
+    for rewrite in rewrites {
+        let simulator =
+            Simulator::start(Knobs { rewrite: Some(rewrite), ..Knobs::still(Service::Vm, 25) }).await.unwrap();
+        let exporter = Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
+        assert_eq!(exporter.metrics().await.instances(), held(&simulator));
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_instance_is_gone_however_a_look_up_is_refused() {
+    let refusals = [
+        (404, "INVALID_INSTANCE_NOT_FOUND", false),
+        (403, "FORBIDDEN", true),
+        (400, "INVALID_PARAMETER", true),
+        (401, "UNAUTHORIZED", true),
+        (500, "BROKEN", true),
+    ];
+    for (status, code, falls_back) in refusals {
+        start_log();
+        let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+        simulator.set(|knobs| knobs.missing_id = Some((status, code)));
+        let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+        simulator.with_fleet(|fleet| fleet.machines.remove(7));
+        let metrics = exporter.until(|metrics| metrics.instances().len() == 24).await;
+        assert_eq!(metrics.instances(), held(&simulator));
+        assert_eq!(metrics.value("zenlayer_up", &[]), Some(1.0), "{code}");
+        assert_eq!(outcome(&metrics, "success"), Some(metrics.sum("zenlayer_exporter_polls_total")), "{code}");
+        let fallbacks = if falls_back { 1.0 } else { 0.0 };
+        assert_eq!(metrics.value("zenlayer_exporter_poll_fallbacks_total", &[]), Some(fallbacks), "{code}");
+        assert_eq!(log().contains("look-up by ID refused: reading all pages again"), falls_back, "{}", log());
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_old_to_serve_is_not_held_against_the_api() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 3)).await.unwrap();
+    // An API that fails whenever it is asked for one that is gone, which is all of them.
+    simulator.set(|knobs| knobs.missing_id = Some((500, "BROKEN")));
+    let mut config = impatient(&simulator, &[]);
+    config.poll.max_staleness = Duration::from_secs(1);
+    let exporter = Exporter::ready(config).await;
+    simulator.with_fleet(|fleet| fleet.machines.clear());
+    let metrics = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(0.0)).await;
+    assert_eq!(metrics.instances().len(), 3);
+    let metrics = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    assert_eq!(metrics.instances().len(), 0);
+}
+
+#[tokio::test]
+async fn empty_pages_empty_no_account_that_look_ups_still_know() {
+    for instances in [2500, 500] {
+        let simulator = Simulator::start(Knobs::still(Service::Vm, instances)).await.unwrap();
+        let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+        simulator.set(|knobs| {
+            knobs.rewrite = Some(|request, payload| {
+                if request.instance_ids.is_empty() {
+                    *payload = json!({"totalCount": 0, "dataSet": []});
+                }
+            });
+        });
+        let metrics = exporter.polls(3).await;
+        assert_eq!(metrics.instances(), held(&simulator));
+        // Those that a few look-ups can find are found.
+        assert_eq!(metrics.value("zenlayer_up", &[]), Some(if instances == 500 { 1.0 } else { 0.0 }));
+        simulator.set(|knobs| knobs.rewrite = None);
+        exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_account_that_loses_most_instances_says_so() {
+    start_log();
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+    for (left, warnings) in [(13, 0), (6, 1), (0, 2)] {
+        simulator.with_fleet(|fleet| fleet.machines.truncate(left));
+        exporter.until(|metrics| metrics.instances().len() == left).await;
+        exporter.polls(2).await;
+        assert_eq!(log().matches("most instances are gone at once").count(), warnings, "{}", log());
+    }
+}
+
+#[tokio::test]
+async fn a_look_up_that_returns_others_adds_nobody() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 50)).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+    let before = held(&simulator);
+    simulator.set(|knobs| {
+        knobs.rewrite = Some(|request, payload| {
+            if !request.instance_ids.is_empty() {
+                let other = |id| json!({"instanceId": id, "instanceStatus": "RUNNING"});
+                *payload = json!({"totalCount": 2, "dataSet": [other("nobody"), other("no one")]});
+            }
+        });
+    });
+    simulator.with_fleet(|fleet| fleet.machines.remove(7));
+    let metrics = exporter.until(|metrics| outcome(metrics, "inconsistent") >= Some(1.0)).await;
+    assert_eq!(metrics.instances(), before);
+    assert!(metrics.value("zenlayer_exporter_unrequested_entries_total", &[]) >= Some(2.0));
+    assert!(exporter.get("/").await.text().contains("2 entries, none of which was requested"));
+    simulator.set(|knobs| knobs.rewrite = None);
+    let metrics = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    assert_eq!(metrics.instances(), held(&simulator));
+}
+
+#[tokio::test]
+async fn ids_that_are_numbers_are_ids() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+    let before = exporter.metrics().await.instances();
+    simulator.set(|knobs| {
+        knobs.rewrite = Some(|_, payload| {
+            for entry in payload["dataSet"].as_array_mut().unwrap() {
+                entry["instanceId"] = entry["instanceId"].as_str().unwrap().parse::<u64>().unwrap().into();
+            }
+        });
+    });
+    let metrics = exporter.polls(2).await;
+    assert_eq!((metrics.instances(), metrics.value("zenlayer_up", &[])), (before, Some(1.0)));
+    let corrections = metrics.value("zenlayer_exporter_poll_corrections_total", &[]);
+    assert_eq!(corrections, Some(0.0), "they are the same instances");
+}
+
+#[tokio::test]
+async fn new_words_for_a_status_make_no_series_without_bound() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 3)).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+    let word = |n: usize| format!("{n:05}{}", "X".repeat(195));
+    for n in 0..300 {
+        simulator.with_fleet(|fleet| fleet.machines[0].status = Some(word(n)));
+        if n % 10 == 0 {
+            exporter.until(|metrics| metrics.instances() == held(&simulator)).await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    let metrics = exporter.until(|metrics| metrics.instances() == held(&simulator)).await;
+    assert_eq!(outcome(&metrics, "success"), Some(metrics.sum("zenlayer_exporter_polls_total")));
+    let transitions = "zenlayer_instance_status_transitions_total";
+    let (from, to) = (metrics.values_of(transitions, "from"), metrics.values_of(transitions, "to"));
+    let most = Service::Vm.documented_statuses().len() + 32 + 1;
+    assert!(from.len() <= most && to.len() <= most, "{} and {}", from.len(), to.len());
+    assert!(from.contains("other") && to.contains("other") && to.contains(&word(0)));
+    assert!(metrics.count("zenlayer_instances") <= most, "{}", metrics.count("zenlayer_instances"));
+}
+
+/// Polls change status, counters and times in one step: no scrape shows the status of one poll beside the counters of
+/// another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scrape_shows_one_poll() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 3000)).await.unwrap();
+    let id = simulator.with_fleet(|fleet| {
+        fleet.machines[0].status = Some("RUNNING".to_owned());
+        fleet.machines[0].id.clone()
+    });
+    let mut config = impatient(&simulator, &[]);
+    config.poll.interval = Duration::from_millis(1);
+    let exporter = Exporter::ready(config).await;
+    let (stopped, running) = (series(&id, "STOPPED"), series(&id, "RUNNING"));
+    let transition = |text: &str, from: &str, to: &str| {
+        number(text, &format!("zenlayer_instance_status_transitions_total{{from=\"{from}\",to=\"{to}\"}} "))
+    };
+    let mut seen = [0, 0];
+    let deadline = tokio::time::Instant::now() + common::PATIENCE;
+    while seen.iter().any(|&times| times < 150) {
+        assert!(tokio::time::Instant::now() < deadline, "it did not toggle often enough: {seen:?}");
+        simulator.with_fleet(|fleet| {
+            let status = &mut fleet.machines[0].status;
+            *status = Some(if status.as_deref() == Some("RUNNING") { "STOPPED" } else { "RUNNING" }.to_owned());
+        });
+        let reply = exporter.get("/metrics").await;
+        let text = reply.text();
+        let is_stopped = text.contains(&stopped);
+        assert!(is_stopped != text.contains(&running));
+        let balance = transition(text, "RUNNING", "STOPPED") - transition(text, "STOPPED", "RUNNING");
+        assert_eq!(balance, if is_stopped { 1.0 } else { 0.0 }, "the status of one poll, the counters of another");
+        let time = |which: &str| number(text, &format!("zenlayer_exporter_last_{which}_timestamp_seconds "));
+        assert_eq!(time("poll"), time("successful_poll"));
+        seen[usize::from(is_stopped)] += 1;
+    }
+}
+
+fn series(id: &str, status: &str) -> String {
+    format!("zenlayer_instance_status{{instanceId=\"{id}\",status=\"{status}\"}} 1\n")
+}
+
+fn number(text: &str, before: &str) -> f64 {
+    let (_, rest) = text.split_once(&format!("\n{before}")).unwrap_or_else(|| panic!("no {before}"));
+    rest.lines().next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_machine_that_slept_does_not_serve_what_is_hours_old() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    let slept = Arc::new(AtomicU64::new(0));
+    let hours = Arc::clone(&slept);
+    let clock = Clock::with_wall(move || SystemTime::now() + Duration::from_hours(hours.load(Ordering::Relaxed)));
+    let options = Options { backoff: common::QUICK, clock, ..Options::default() };
+    let exporter = Exporter::start_as(impatient(&simulator, &[]), options).await;
+    exporter.until(|metrics| metrics.instances().len() == 5).await;
+    simulator.set(|knobs| knobs.fault = Some(Fault::answer(451, "")));
+    exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(0.0)).await;
+    assert!(exporter.get("/").await.text().contains("The last poll failed. What follows is "));
+    slept.store(8, Ordering::Relaxed);
+    let metrics = exporter.metrics().await;
+    assert_eq!((metrics.count("zenlayer_instance_status"), metrics.count("zenlayer_instances")), (0, 0));
+    assert!(exporter.get("/").await.text().contains("there is no answer young enough to be shown"));
+    let ready = exporter.get("/readyz").await;
+    assert_eq!(ready.status, 200);
+    let says = "ready, but the data is too old to serve: the last successful poll was 8h";
+    assert!(ready.text().starts_with(says) && ready.text().contains("HTTP 451"), "{}", ready.text());
 }
 
 #[tokio::test]
@@ -281,25 +570,6 @@ async fn an_account_that_outgrows_broken_paging_is_not_shown_as_whole() {
 }
 
 #[tokio::test]
-async fn duplicate_pages_hide_nobody() {
-    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
-    let exporter = Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
-    simulator.set(|knobs| knobs.repeat_first_page = true);
-    let corrections = "zenlayer_exporter_poll_corrections_total";
-    let metrics = exporter.until(|metrics| metrics.value(corrections, &[]) >= Some(15.0)).await;
-    assert_eq!(metrics.instances(), held(&simulator), "those on no page were asked for by id");
-
-    // With nothing to compare with, half an account must not pass for the whole.
-    let fresh = Exporter::start(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
-    let inconsistent = [("outcome", "inconsistent")];
-    let metrics =
-        fresh.until(|metrics| metrics.value("zenlayer_exporter_polls_total", &inconsistent) >= Some(1.0)).await;
-    assert_eq!(metrics.count("zenlayer_instance_status"), 0);
-    let says = "the pages have 10 different instances, though the API counts 25: nothing is published";
-    assert!(fresh.get("/readyz").await.text().contains(says));
-}
-
-#[tokio::test]
 async fn a_clock_that_is_off_is_named() {
     let simulator = Simulator::start(Knobs { clock_ahead: -3600, ..Knobs::still(Service::Vm, 5) }).await.unwrap();
     let exporter = Exporter::start(impatient(&simulator, &[])).await;
@@ -319,11 +589,13 @@ async fn entries_without_an_id_are_counted_and_the_rest_is_shown() {
         fleet.machines[1].id = "x".repeat(10_000);
         fleet.machines[2].status = None;
     });
+    start_log();
     let mut config = impatient(&simulator, &[]);
     config.poll.interval = Duration::from_mins(1);
     let exporter = Exporter::ready(config).await;
     let metrics = exporter.metrics().await;
     assert_eq!(metrics.value("zenlayer_exporter_invalid_entries_total", &[]), Some(2.0));
+    assert_eq!(log().matches("entries without a usable instanceId").count(), 1, "{}", log());
     let id = simulator.with_fleet(|fleet| fleet.machines[2].id.clone());
     assert_eq!(metrics.instances(), [(id, String::new())].into());
     assert_eq!(metrics.value("zenlayer_instances", &[("status", "")]), Some(1.0));
@@ -356,13 +628,26 @@ async fn what_is_too_old_goes_and_comes_back() {
 }
 
 #[tokio::test]
-async fn an_empty_account_is_a_success() {
-    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+async fn an_empty_account_is_a_success_that_says_where_else_to_look() {
+    start_log();
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 0)).await.unwrap();
     let exporter = Exporter::ready(impatient(&simulator, &[])).await;
-    simulator.with_fleet(|fleet| fleet.machines.clear());
-    let metrics = exporter.until(|metrics| metrics.count("zenlayer_instance_status") == 0).await;
-    assert_eq!(metrics.value("zenlayer_up", &[]), Some(1.0));
+    let metrics = exporter.polls(3).await;
+    assert_eq!(metrics.count("zenlayer_instance_status"), 0);
     assert_eq!(metrics.value("zenlayer_instances", &[("status", "RUNNING")]), Some(0.0));
+    let page = exporter.get("/").await;
+    let says = "<p class=\"state warn\">No instances found in vm (Zenlayer&#39;s legacy virtual machines). Elastic compute is \
+                <code>--zenlayer.service=zec</code>. Polled ";
+    assert!(page.text().contains(says) && !page.text().contains("Every instance is RUNNING"), "{}", page.text());
+    let says =
+        "No instances found in vm (Zenlayer's legacy virtual machines). Elastic compute is `--zenlayer.service=zec`.";
+    assert_eq!(log().matches(says).count(), 1, "{}", log());
+    // One that has been emptied is worth another.
+    simulator.with_fleet(zenlayer_exporter::simulator::Fleet::create);
+    exporter.until(|metrics| metrics.instances().len() == 1).await;
+    simulator.with_fleet(|fleet| fleet.machines.clear());
+    exporter.until(|metrics| metrics.instances().is_empty()).await;
+    exporter.until(|_| log().matches(says).count() == 2).await;
 }
 
 /// A directory as Kubernetes mounts a secret: the file is a link into a directory that is swapped whole.

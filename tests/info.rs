@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use zenlayer_exporter::api::{Action, Backoff};
 use zenlayer_exporter::config::Config;
 use zenlayer_exporter::model::Service;
-use zenlayer_exporter::simulator::{Fault, Knobs, Simulator};
+use zenlayer_exporter::simulator::{Fault, Knobs, NOT_FOUND, Simulator};
 
 const INFO: &str = "zenlayer_instance_info";
 const EXPIRY: &str = "zenlayer_instance_expiry_timestamp_seconds";
@@ -115,7 +115,7 @@ async fn hostile_and_missing_fields_come_out_as_texts() {
     tell(&simulator, 2, &json!({"instanceName": "é".repeat(5_000), "zoneId": "a\0b", "tags": {"tags": {}}}));
     tell(&simulator, 3, &json!({}));
     tell(&simulator, 4, &json!({"instanceId": ""}));
-    tell(&simulator, 5, &json!({"instanceId": 7, "instanceName": "without an id"}));
+    tell(&simulator, 5, &json!({"instanceId": [7], "instanceName": "without an id"}));
     let exporter = Exporter::ready(with_info(&simulator, &["--collector.instance-info.tags=a b"], ONCE)).await;
     let metrics = exporter.until(succeeds).await;
     let metrics = if metrics.count(INFO) == 4 { metrics } else { exporter.until(|m| m.count(INFO) == 4).await };
@@ -242,7 +242,7 @@ async fn statuses_do_not_wait_for_an_info_round_that_hangs() {
 async fn a_new_instance_is_asked_for_by_id_at_once_and_only_once() {
     for missing_id_is_error in [false, true] {
         let simulator = simulator(25).await;
-        simulator.set(|knobs| knobs.missing_id_is_error = missing_id_is_error);
+        simulator.set(|knobs| knobs.missing_id = missing_id_is_error.then_some(NOT_FOUND));
         let exporter = Exporter::ready(with_info(&simulator, &[], ONCE)).await;
         let before = requests(&until_all_have_info(&exporter, &simulator).await);
         simulator.with_fleet(|fleet| (0..3).for_each(|_| fleet.create()));
@@ -273,7 +273,7 @@ async fn one_that_is_gone_again_does_not_hide_those_that_came_with_it() {
     let simulator = simulator(5).await;
     let exporter = Exporter::ready(with_info(&simulator, &[], ONCE)).await;
     until_all_have_info(&exporter, &simulator).await;
-    simulator.set(|knobs| knobs.missing_id_is_error = true);
+    simulator.set(|knobs| knobs.missing_id = Some(NOT_FOUND));
     // Statuses are of a moment in which there was one more.
     let mut status: Vec<_> = ids(&simulator).into_iter().collect();
     simulator.with_fleet(|fleet| (0..4).for_each(|_| fleet.create()));
@@ -313,7 +313,7 @@ async fn more_new_instances_than_a_few_requests_name_wait_for_the_next_round() {
 async fn named_instances_are_asked_for_a_hundred_at_a_time() {
     for missing_id_is_error in [false, true] {
         let simulator = simulator(500).await;
-        simulator.set(|knobs| knobs.missing_id_is_error = missing_id_is_error);
+        simulator.set(|knobs| knobs.missing_id = missing_id_is_error.then_some(NOT_FOUND));
         let mut wanted: BTreeSet<_> = ids(&simulator).into_iter().take(250).collect();
         let flag = format!("--zenlayer.instance-ids=gone,{}", Vec::from_iter(wanted.clone()).join(","));
         let exporter = Exporter::ready(with_info(&simulator, &[&flag], ONCE)).await;
@@ -340,6 +340,25 @@ async fn those_that_a_round_missed_are_asked_for_by_id() {
         metrics.values_of(INFO, "instanceId").is_superset(&(&statuses & &there))
     };
     exporter.until(complete).await;
+}
+
+#[tokio::test]
+async fn entries_of_others_are_dropped_from_look_ups() {
+    let simulator = simulator(5).await;
+    let known: Vec<_> = ids(&simulator).into_iter().take(2).collect();
+    simulator.set(|knobs| {
+        knobs.rewrite = Some(|_, payload| {
+            let entries = payload["dataSet"].as_array_mut().unwrap();
+            entries.push(json!({"instanceId": "stranger", "instanceStatus": "RUNNING"}));
+            payload["totalCount"] = entries.len().into();
+        });
+    });
+    let named = format!("--zenlayer.instance-ids={}", known.join(","));
+    let exporter = Exporter::ready(with_info(&simulator, &[&named], ONCE)).await;
+    let metrics = exporter.until(succeeds).await;
+    assert_eq!(metrics.values_of(INFO, "instanceId"), known.iter().cloned().collect());
+    assert_eq!(metrics.values_of("zenlayer_instance_status", "instanceId"), known.into_iter().collect());
+    assert!(metrics.value("zenlayer_exporter_unrequested_entries_total", &[]) >= Some(2.0));
 }
 
 #[tokio::test]

@@ -14,8 +14,9 @@ use proptest::prelude::*;
 use serde_json::json;
 use zenlayer_exporter::api::wire::{Answer, read_answer};
 use zenlayer_exporter::api::{ApiError, Backoff, Kind, Page};
-use zenlayer_exporter::inventory::{Collection, LookUp, Source, collect_all};
+use zenlayer_exporter::inventory::{Collection, History, collect_all};
 use zenlayer_exporter::model::{Inventory, Service, Statuses};
+use zenlayer_exporter::paging::Source;
 use zenlayer_exporter::shard::Shard;
 use zenlayer_exporter::simulator::{Knobs, Simulator};
 
@@ -24,7 +25,7 @@ fn ids(held: &BTreeSet<(String, String)>) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn who_lives_through_constant_change_is_in_every_scrape() {
+async fn an_instance_that_lives_through_constant_change_is_in_every_scrape() {
     let simulator = Simulator::start(Knobs::still(Service::Vm, 5000)).await.unwrap();
     let mut config = config(&simulator, &["--zenlayer.page-size=250", "--zenlayer.concurrency=4"]);
     config.poll.interval = Duration::from_millis(20);
@@ -98,17 +99,59 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// An account in memory, whose list changes by a script while it is read.
+/// How the API treats the requests of one poll.
+#[derive(Debug, Clone)]
+enum Behaviour {
+    Good,
+    /// The list goes through a script, an event after each answer.
+    Changing(Vec<Event>),
+    /// No page has more entries than this.
+    CapsPages(usize),
+    /// The `totalCount` of each page in turn is off by this.
+    Miscounts(Vec<i64>),
+    /// Every page is the first.
+    IgnoresPageNum,
+    /// Every page says that there is nothing.
+    ShowsNothing,
+    /// Look-ups return other instances than those requested: that many that exist, or one that does not.
+    AnswersWithOthers(usize),
+    /// Look-ups are refused.
+    RefusesLookUps(Kind),
+    /// The page of that number fails.
+    FailsAt(u64, Kind),
+}
+
+fn behaviour() -> impl Strategy<Value = Behaviour> {
+    let refusals = prop_oneof![Just(Kind::Forbidden), Just(Kind::Client), Just(Kind::Server), Just(Kind::Timeout)];
+    let failures = prop_oneof![Just(Kind::Server), Just(Kind::Timeout), Just(Kind::RateLimit)];
+    prop_oneof![
+        4 => Just(Behaviour::Good),
+        4 => prop::collection::vec(event(), 0..60).prop_map(Behaviour::Changing),
+        1 => (1_usize..12).prop_map(Behaviour::CapsPages),
+        1 => prop::collection::vec(-20_i64..20, 1..4).prop_map(Behaviour::Miscounts),
+        1 => Just(Behaviour::IgnoresPageNum),
+        1 => Just(Behaviour::ShowsNothing),
+        1 => (0_usize..3).prop_map(Behaviour::AnswersWithOthers),
+        2 => refusals.prop_map(Behaviour::RefusesLookUps),
+        1 => (1_u64..6, failures).prop_map(|(number, kind)| Behaviour::FailsAt(number, kind)),
+    ]
+}
+
+/// An account in memory, with an API in front of it.
 struct Account {
     state: Mutex<State>,
+    behaviour: Behaviour,
     page_size: usize,
     concurrency: usize,
     shard: Shard,
     missing_is_error: bool,
+    /// A page past the end of the list is an error instead of an empty one.
+    end_is_error: bool,
     look_ups: AtomicUsize,
     /// How often each page waits before it is read, in turn.
     delays: Vec<u8>,
     asked: AtomicUsize,
+    dropped: AtomicUsize,
 }
 
 struct State {
@@ -121,15 +164,21 @@ struct State {
 
 impl State {
     fn step(&mut self) {
+        if let Some(event) = self.script.next() {
+            self.apply(&event);
+        }
+    }
+
+    fn apply(&mut self, event: &Event) {
         let length = self.list.len();
-        match self.script.next() {
-            Some(Event::Delete(at)) if length > 0 => drop(self.list.remove(at % length)),
-            Some(Event::Create(at)) => self.create(at % (length + 1)),
-            Some(Event::Swap(at)) if length > 0 => {
+        match *event {
+            Event::Delete(at) if length > 0 => drop(self.list.remove(at % length)),
+            Event::Create(at) => self.create(at % (length + 1)),
+            Event::Swap(at) if length > 0 => {
                 self.list.remove(at % length);
                 self.create(0);
             }
-            Some(Event::Change(at)) if length > 0 => self.list[at % length].1 = "STOPPED",
+            Event::Change(at) if length > 0 => self.list[at % length].1 = "STOPPED",
             _ => {}
         }
         self.note();
@@ -156,37 +205,58 @@ fn page(total: usize, entries: &[(String, &str)]) -> Page {
 }
 
 impl Account {
-    async fn delay(&self) {
+    async fn delay(&self) -> usize {
         let turn = self.asked.fetch_add(1, Ordering::Relaxed);
         for _ in 0..self.delays[turn % self.delays.len()] {
             tokio::task::yield_now().await;
         }
+        turn
     }
 }
 
-impl LookUp<Page> for Account {
+impl Source<Page> for Account {
+    async fn page(&self, number: u64) -> Result<Page, ApiError> {
+        let turn = self.delay().await;
+        let mut state = self.state.lock().unwrap();
+        let length = match self.behaviour {
+            Behaviour::CapsPages(most) => self.page_size.min(most),
+            _ => self.page_size,
+        };
+        let start = match self.behaviour {
+            Behaviour::IgnoresPageNum => 0,
+            _ => (usize::try_from(number).unwrap() - 1) * length,
+        };
+        let entries: Vec<_> = state.list.iter().skip(start).take(length).cloned().collect();
+        let total = match &self.behaviour {
+            Behaviour::FailsAt(at, kind) if *at == number => return Err(ApiError::new(*kind, "it fails")),
+            Behaviour::ShowsNothing => return Ok(page(0, &[])),
+            Behaviour::Miscounts(by) => state.list.len().saturating_add_signed(by[turn % by.len()].try_into().unwrap()),
+            _ => state.list.len(),
+        };
+        if self.end_is_error && number > 1 && entries.is_empty() {
+            return Err(ApiError::new(Kind::Client, "there is no such page"));
+        }
+        let page = page(total, &entries);
+        state.step();
+        Ok(page)
+    }
+
     async fn look_up(&self, ids: &[&str]) -> Result<Page, ApiError> {
         self.delay().await;
         self.look_ups.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock().unwrap();
-        let entries: Vec<_> = state.list.iter().filter(|(id, _)| ids.contains(&&**id)).cloned().collect();
+        let others = || state.list.iter().filter(|(id, _)| !ids.contains(&&**id));
+        let entries: Vec<_> = match self.behaviour {
+            Behaviour::RefusesLookUps(kind) => return Err(ApiError::new(kind, "not by id")),
+            Behaviour::AnswersWithOthers(0) => vec![("nobody".to_owned(), "RUNNING")],
+            Behaviour::AnswersWithOthers(count) => others().take(count).cloned().collect(),
+            _ => state.list.iter().filter(|(id, _)| ids.contains(&&**id)).cloned().collect(),
+        };
         state.step();
         if self.missing_is_error && entries.len() < ids.len() {
             return Err(ApiError::new(Kind::NotFound, "one does not exist"));
         }
         Ok(page(entries.len(), &entries))
-    }
-}
-
-impl Source for Account {
-    async fn page(&self, number: u64) -> Result<Page, ApiError> {
-        self.delay().await;
-        let mut state = self.state.lock().unwrap();
-        let start = (usize::try_from(number).unwrap() - 1) * self.page_size;
-        let entries: Vec<_> = state.list.iter().skip(start).take(self.page_size).cloned().collect();
-        let page = page(state.list.len(), &entries);
-        state.step();
-        Ok(page)
     }
 
     fn page_size(&self) -> usize {
@@ -200,6 +270,10 @@ impl Source for Account {
     fn shard(&self) -> Shard {
         self.shard
     }
+
+    fn dropped(&self, entries: usize) {
+        self.dropped.fetch_add(entries, Ordering::Relaxed);
+    }
 }
 
 /// An account whose list goes through `script`, an event after each answer.
@@ -208,13 +282,16 @@ fn account(instances: usize, page_size: usize, script: Vec<Event>) -> Account {
     let state = State { list, script: script.into_iter(), created: 0, seen: BTreeMap::new() };
     Account {
         state: state.into(),
+        behaviour: Behaviour::Good,
         page_size,
         concurrency: 1,
         shard: Shard::WHOLE,
         missing_is_error: false,
+        end_is_error: false,
         look_ups: 0.into(),
         delays: vec![0],
         asked: 0.into(),
+        dropped: 0.into(),
     }
 }
 
@@ -225,7 +302,7 @@ async fn a_first_walk_that_shows_a_change_is_merged_with_a_second() {
     let mut statuses = Statuses::documented(Service::Vm);
     let collection = poll(&account, None, &mut statuses).await;
     assert!(names(&collection.inventory).contains("old 010"), "{:?}", names(&collection.inventory));
-    assert_eq!(collection.pages, 6, "two walks of three pages");
+    assert_eq!(collection.pages, 7, "a walk of three pages and the empty one after them, and one of three");
 }
 
 #[tokio::test]
@@ -236,10 +313,10 @@ async fn a_shard_tells_by_all_instances_whether_the_list_changed() {
         let at_rest = Account { shard, ..account(30, 10, Vec::new()) };
         let mut statuses = Statuses::documented(Service::Vm);
         let collection = poll(&at_rest, None, &mut statuses).await;
-        assert_eq!(collection.pages, 3, "one walk");
+        assert_eq!(collection.pages, 4, "one walk");
         let changing = Account { shard, ..account(30, 10, vec![Event::Swap(29)]) };
         let collection = poll(&changing, None, &mut statuses).await;
-        assert_eq!(collection.pages, 6, "two walks");
+        assert_eq!(collection.pages, 8, "two walks");
         assert_eq!(names(&collection.inventory).contains("new 1"), shard.owns("new 1"));
     }
 }
@@ -251,7 +328,7 @@ async fn what_a_second_walk_finds_of_other_shards_counts_as_found() {
     let shard = Shard::new(1, 3).unwrap();
     let account = Account { shard, ..account(400, 20, script) };
     let collection = poll(&account, None, &mut Statuses::documented(Service::Vm)).await;
-    assert_eq!(collection.pages, 40, "two walks");
+    assert_eq!(collection.pages, 42, "two walks");
     assert!(names(&collection.inventory).iter().all(|id| shard.owns(id)));
 }
 
@@ -266,34 +343,161 @@ async fn poll_after_deletion(account: &Account, left: usize) -> (Collection, usi
 }
 
 #[tokio::test]
-async fn so_many_gone_at_once_cost_one_more_walk_and_no_look_ups() {
+async fn so_many_gone_at_once_cost_one_more_walk_and_a_sample() {
     let (collection, look_ups) = poll_after_deletion(&account(5000, 1000, Vec::new()), 2500).await;
-    assert_eq!((collection.pages, look_ups), (6, 0), "two walks of three pages");
+    assert_eq!((collection.pages, look_ups), (6, 1), "two walks of three pages");
+    assert!(collection.fell_back);
 }
 
 #[tokio::test]
 async fn look_ups_that_answer_not_found_do_not_add_up() {
-    let account = Account { missing_is_error: true, ..account(2500, 1000, Vec::new()) };
-    let (collection, look_ups) = poll_after_deletion(&account, 500).await;
-    assert_eq!((collection.pages, look_ups), (2, 40), "twenty look-ups after each of two walks of a page");
+    let few = Account { missing_is_error: true, ..account(2500, 1000, Vec::new()) };
+    let (collection, look_ups) = poll_after_deletion(&few, 500).await;
+    // After each of two walks of a page, and then one by one: a sample that names one which is gone tells nothing else.
+    assert_eq!((collection.pages, look_ups), (2, 60));
+    let many = Account { missing_is_error: true, ..account(5000, 1000, Vec::new()) };
+    let (_, look_ups) = poll_after_deletion(&many, 2500).await;
+    assert_eq!(look_ups, 20);
+}
+
+/// Polls, lets the API behave so, and polls again.
+async fn poll_while(account: &mut Account, behaviour: Behaviour) -> Result<Collection, ApiError> {
+    let mut statuses = Statuses::documented(Service::Vm);
+    let before = poll(account, None, &mut statuses).await.inventory;
+    account.behaviour = behaviour;
+    let history = History { inventory: Some(&before), ..History::default() };
+    collect_all(account, history, &mut statuses).await
+}
+
+#[tokio::test]
+async fn a_sample_shows_that_empty_pages_are_wrong() {
+    for missing_is_error in [false, true] {
+        let mut account = Account { missing_is_error, ..account(2500, 1000, Vec::new()) };
+        let error = poll_while(&mut account, Behaviour::ShowsNothing).await.unwrap_err();
+        assert_eq!((error.kind, error.missing), (Kind::Inconsistent, 2500));
+        assert_eq!(account.look_ups.load(Ordering::Relaxed), 1);
+        assert!(
+            error.to_string().starts_with("two walks miss 2500 instances of the previous poll, of which"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_sample_is_looked_up_singly_where_one_of_it_is_gone() {
+    let mut account = Account { missing_is_error: true, ..account(3000, 1000, Vec::new()) };
+    let mut statuses = Statuses::documented(Service::Vm);
+    let before = poll(&account, None, &mut statuses).await.inventory;
+    // Every second is gone, and no page shows the others.
+    let mut place = 0;
+    account.state.lock().unwrap().list.retain(|_| {
+        place += 1;
+        place % 2 == 0
+    });
+    account.behaviour = Behaviour::ShowsNothing;
+    let history = History { inventory: Some(&before), ..History::default() };
+    let error = collect_all(&account, history, &mut statuses).await.unwrap_err();
+    assert!(error.to_string().contains("look-ups by ID still find some"), "{error}");
+    assert!((2..=20).contains(&account.look_ups.load(Ordering::Relaxed)));
+}
+
+#[tokio::test]
+async fn corrections_are_the_instances_that_only_a_look_up_found() {
+    // One goes between the first page and the second of a poll: the next one is on neither.
+    let account = account(30, 10, Vec::new());
+    let mut statuses = Statuses::documented(Service::Vm);
+    let before = poll(&account, None, &mut statuses).await.inventory;
+    account.state.lock().unwrap().script = vec![Event::Delete(0), Event::Nothing, Event::Delete(0)].into_iter();
+    let collection = poll(&account, Some(&before), &mut statuses).await;
+    assert_eq!(names(&collection.inventory).len(), 30, "those that went were there when they were read");
+    assert_eq!((collection.corrections, collection.missing, collection.fell_back), (1, 0, false));
+    assert_eq!(account.look_ups.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn refused_look_ups_leave_it_to_a_second_walk() {
+    for kind in [Kind::Forbidden, Kind::Client, Kind::Unauthorized, Kind::Policy, Kind::Server, Kind::Body] {
+        let mut account = account(30, 10, Vec::new());
+        let mut statuses = Statuses::documented(Service::Vm);
+        let before = poll(&account, None, &mut statuses).await.inventory;
+        account.state.lock().unwrap().list.remove(7);
+        account.behaviour = Behaviour::RefusesLookUps(kind);
+        let collection = poll(&account, Some(&before), &mut statuses).await;
+        assert_eq!((collection.inventory.len(), collection.pages), (29, 6), "{kind:?}");
+        assert!(collection.fell_back);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_may_pass_does_not_empty_an_account() {
+    for (kind, left, goes) in [(Kind::Forbidden, 0, true), (Kind::Server, 0, false), (Kind::Server, 15, true)] {
+        let mut account = account(30, 10, Vec::new());
+        let mut statuses = Statuses::documented(Service::Vm);
+        let before = poll(&account, None, &mut statuses).await.inventory;
+        account.state.lock().unwrap().list.truncate(left);
+        account.behaviour = Behaviour::RefusesLookUps(kind);
+        let history = History { inventory: Some(&before), ..History::default() };
+        let found = collect_all(&account, history, &mut statuses).await.map(|collection| collection.inventory.len());
+        assert_eq!(found.map_err(|error| error.kind), if goes { Ok(left) } else { Err(kind) });
+    }
+}
+
+#[tokio::test]
+async fn an_answer_with_nothing_but_others_fails_the_poll_and_some_others_do_not() {
+    let mut account = account(30, 10, Vec::new());
+    let mut statuses = Statuses::documented(Service::Vm);
+    let before = poll(&account, None, &mut statuses).await.inventory;
+    account.state.lock().unwrap().list.remove(7);
+    let history = History { inventory: Some(&before), ..History::default() };
+    for (count, dropped) in [(0, 1), (2, 3)] {
+        account.behaviour = Behaviour::AnswersWithOthers(count);
+        let error = collect_all(&account, history, &mut statuses).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Inconsistent);
+        assert!(error.to_string().contains("none of which was requested"), "{error}");
+        assert_eq!(account.dropped.load(Ordering::Relaxed), dropped);
+    }
+}
+
+#[tokio::test]
+async fn a_shortfall_is_tolerated_in_two_polls_in_a_row() {
+    // An API that lists one instance twice, and another not at all.
+    let repeating = || {
+        let account = account(30, 10, Vec::new());
+        let mut state = account.state.lock().unwrap();
+        state.list[3] = state.list[2].clone();
+        drop(state);
+        account
+    };
+    for (short_polls, goes) in [(0, true), (1, true), (2, false)] {
+        let history = History { inventory: None, short_polls };
+        let result = collect_all(&repeating(), history, &mut Statuses::documented(Service::Vm)).await;
+        match result {
+            Ok(collection) => assert!(goes && collection.missing == 1, "{collection:?}"),
+            Err(error) => {
+                assert!(!goes && error.missing == 1, "{error}");
+                assert!(
+                    error.to_string().contains(", for more than 2 polls in a row: nothing is published"),
+                    "{error}"
+                );
+            }
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_page_that_is_short_once_is_read_again() {
     struct ShortOnce(Account, AtomicUsize);
 
-    impl LookUp<Page> for ShortOnce {
-        async fn look_up(&self, ids: &[&str]) -> Result<Page, ApiError> {
-            self.0.look_up(ids).await
-        }
-    }
-
-    impl Source for ShortOnce {
+    impl Source<Page> for ShortOnce {
         async fn page(&self, number: u64) -> Result<Page, ApiError> {
             if number == 2 && self.1.fetch_add(1, Ordering::Relaxed) == 0 {
                 return Ok(page(30, &[("old 010".to_owned(), "RUNNING")]));
             }
             self.0.page(number).await
+        }
+
+        async fn look_up(&self, ids: &[&str]) -> Result<Page, ApiError> {
+            self.0.look_up(ids).await
         }
 
         fn page_size(&self) -> usize {
@@ -310,7 +514,7 @@ async fn a_page_that_is_short_once_is_read_again() {
     }
 
     let source = ShortOnce(account(30, 10, Vec::new()), AtomicUsize::new(0));
-    let collection = collect_all(&source, None, &mut Statuses::documented(Service::Vm)).await.unwrap();
+    let collection = poll_source(&source, None, &mut Statuses::documented(Service::Vm)).await.unwrap();
     assert_eq!(collection.inventory.len(), 30);
 }
 
@@ -319,7 +523,15 @@ fn names(inventory: &Inventory) -> BTreeSet<String> {
 }
 
 async fn poll(account: &Account, previous: Option<&Inventory>, statuses: &mut Statuses) -> Collection {
-    collect_all(account, previous, statuses).await.unwrap()
+    poll_source(account, previous, statuses).await.unwrap()
+}
+
+async fn poll_source(
+    source: &impl Source<Page>,
+    previous: Option<&Inventory>,
+    statuses: &mut Statuses,
+) -> Result<Collection, ApiError> {
+    collect_all(source, History { inventory: previous, ..History::default() }, statuses).await
 }
 
 proptest! {
@@ -327,7 +539,7 @@ proptest! {
 
     /// Polls, as one of a few shards, over a list that changes after every answer.
     #[test]
-    fn whoever_existed_throughout_is_there_and_nobody_twice(
+    fn an_instance_that_exists_throughout_is_found_and_none_is_twice(
         instances in 0_usize..60,
         // With fewer, twenty look-ups of a page each are too few for the whole account, and what two walks miss is gone.
         page_size in 5_usize..20,
@@ -383,5 +595,83 @@ proptest! {
             }
             Ok(())
         })?;
+    }
+
+    /// Polls an API that behaves differently each time, while instances come and go between polls as well. Each poll
+    /// publishes the truth or fails, and two polls after the last fault everything is right.
+    #[test]
+    fn a_poll_finds_the_truth_or_fails_and_no_fault_outlasts_its_end(
+        instances in 0_usize..60,
+        page_size in 5_usize..20,
+        concurrency in 1_usize..5,
+        missing_is_error: bool,
+        end_is_error: bool,
+        polls in prop::collection::vec((behaviour(), prop::collection::vec(event(), 0..4)), 20..25),
+    ) {
+        let account = account(instances, page_size, Vec::new());
+        let mut account = Account { concurrency, missing_is_error, end_is_error, ..account };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut exporter = Memory { statuses: Statuses::documented(Service::Vm), inventory: None, short_polls: 0 };
+        let good = (Behaviour::Good, Vec::new());
+        let last = polls.len() + 1;
+        for (number, (behaviour, events)) in polls.into_iter().chain([good.clone(), good]).enumerate() {
+            {
+                let mut state = account.state.lock().unwrap();
+                for event in &events {
+                    state.apply(event);
+                }
+                state.seen.clear();
+                state.note();
+                let script = if let Behaviour::Changing(script) = &behaviour { script.clone() } else { Vec::new() };
+                state.script = script.into_iter();
+            }
+            account.behaviour = behaviour.clone();
+            let at_start = account.state.lock().unwrap().list.clone();
+            let outcome = runtime.block_on(exporter.poll(&account));
+            let state = account.state.lock().unwrap();
+            if number == last {
+                prop_assert!(outcome.is_ok(), "{:?}", outcome);
+            }
+            let Ok(known) = outcome else { continue };
+            let found = exporter.entries();
+            for (id, status) in &found {
+                let had = state.seen.get(id);
+                prop_assert!(had.is_some_and(|had| had.contains(&**status)), "{} was never {} in {:?}", id, status, behaviour);
+            }
+            let is_there = |id: &String| found.iter().any(|(found, _)| found == id);
+            let throughout = at_start.iter().filter(|(id, _)| state.list.iter().any(|(at_end, _)| at_end == id));
+            for (id, _) in throughout {
+                // What pages do not show and nobody knew of cannot be found.
+                let is_hidden = matches!(behaviour, Behaviour::ShowsNothing | Behaviour::Changing(_)) && !known.contains(id);
+                prop_assert!(is_there(id) || is_hidden, "{} was there throughout {:?}", id, behaviour);
+            }
+        }
+    }
+}
+
+/// What an exporter keeps from poll to poll.
+struct Memory {
+    statuses: Statuses,
+    inventory: Option<Inventory>,
+    short_polls: u32,
+}
+
+impl Memory {
+    /// Returns the ids that were known before.
+    async fn poll(&mut self, account: &Account) -> Result<BTreeSet<String>, ApiError> {
+        let history = History { inventory: self.inventory.as_ref(), short_polls: self.short_polls };
+        let collection = collect_all(account, history, &mut self.statuses).await?;
+        self.short_polls = if collection.missing == 0 { 0 } else { self.short_polls + 1 };
+        Ok(self.inventory.replace(collection.inventory).as_ref().map(names).unwrap_or_default())
+    }
+
+    fn entries(&self) -> Vec<(String, String)> {
+        let of = |inventory: &Inventory| {
+            let named = |instance: zenlayer_exporter::model::Instance<'_>| {
+                (instance.id.to_owned(), self.statuses.name(instance.status).to_owned())
+            };
+            inventory.iter().map(named).collect()
+        };
+        self.inventory.as_ref().map(of).unwrap_or_default()
     }
 }

@@ -128,6 +128,14 @@ impl Kind {
         matches!(self, Self::Timeout | Self::Connect | Self::Body | Self::RateLimit | Self::Server)
     }
 
+    /// Whether the API, or something in its place, gave an answer to the request itself.
+    pub(crate) fn is_answer(self) -> bool {
+        !matches!(
+            self,
+            Self::Timeout | Self::Connect | Self::Tls | Self::Credentials | Self::Inconsistent | Self::Deadline
+        )
+    }
+
     /// What a person can do about it; `None` where the detail says it already.
     fn advice(self) -> Option<&'static str> {
         match self {
@@ -177,6 +185,8 @@ pub struct ApiError {
     pub request_id: Option<Box<str>>,
     /// How long the API asks to wait.
     pub retry_after: Option<Duration>,
+    /// Instances that the API counts and that were not found, where that is the failure.
+    pub missing: u32,
     detail: Box<str>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -192,6 +202,7 @@ impl ApiError {
             code: None,
             request_id: None,
             retry_after: None,
+            missing: 0,
             detail: detail.into().into_boxed_str(),
             source: None,
         }
@@ -201,6 +212,13 @@ impl ApiError {
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// Notes how many instances the API counts and were not found.
+    #[must_use]
+    pub(crate) fn with_missing(mut self, instances: u64) -> Self {
+        self.missing = u32::try_from(instances).unwrap_or(u32::MAX);
         self
     }
 

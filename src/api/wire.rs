@@ -24,6 +24,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::error::Action;
+
 pub use self::info::{InfoEntry, InfoPage};
 
 /// Most ids one request may name (reference: `instanceIds`).
@@ -61,13 +63,22 @@ impl Query<'_> {
 /// One answer of DescribeInstancesStatus.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
-    /// Instances that match, over all pages, by this answer.
-    pub total_count: u64,
-    /// Entries without a usable id.
-    pub unusable: usize,
+    /// What all answers have.
+    pub head: Head,
     /// Ids and statuses one after the other, and where each ends.
     text: String,
     ends: Vec<(u32, u32)>,
+}
+
+/// What an answer says about itself and about the list that it is a part of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Head {
+    /// Instances that match, over all pages, according to this answer.
+    pub total_count: u64,
+    /// Entries without a usable ID.
+    pub unusable: usize,
+    /// The ID of the request, which support asks for.
+    pub request_id: Option<Box<str>>,
 }
 
 impl Page {
@@ -80,27 +91,27 @@ impl Page {
             (cut(start, id_end), cut(id_end, end))
         })
     }
-
-    /// How many entries the API listed, usable or not.
-    pub fn listed(&self) -> usize {
-        self.ends.len() + self.unusable
-    }
 }
 
 /// What one action lists, a page at a time.
-pub(crate) trait Listing: Default + Sized {
+pub(crate) trait Listing: Default + Send + Sync + Sized {
+    /// The action that lists it.
+    const ACTION: Action;
     /// One entry of `dataSet`.
     type Entry<'a>: Default + Shape<'a>;
     /// Adds an entry, or counts it where it has no usable id.
     fn push(&mut self, entry: &Self::Entry<'_>);
-    /// Notes the `totalCount` beside the entries.
-    fn count(&mut self, total_count: u64);
-    /// Instances that match, over all pages, by this answer.
-    fn total_count(&self) -> u64;
+    /// What the answer says besides its entries.
+    fn head(&self) -> &Head;
+    /// The same, to be filled in.
+    fn head_mut(&mut self) -> &mut Head;
+    /// The ID of each usable entry.
+    fn ids(&self) -> impl ExactSizeIterator<Item = &str>;
+
     /// How many entries the API listed, usable or not.
-    fn listed(&self) -> usize;
-    /// Entries without a usable id.
-    fn unusable(&self) -> usize;
+    fn listed(&self) -> usize {
+        self.ids().len() + self.head().unusable
+    }
 
     /// Reads the body of a successful answer.
     fn read(body: &[u8]) -> Result<Answer<Self>, Malformed> {
@@ -118,34 +129,32 @@ pub(crate) trait Listing: Default + Sized {
 }
 
 impl Listing for Page {
+    const ACTION: Action = Action::DescribeInstancesStatus;
+
     type Entry<'a> = Entry<'a>;
 
     fn push(&mut self, entry: &Entry<'_>) {
         let Some(id) = entry.instance_id.usable() else {
-            self.unusable += 1;
+            self.head.unusable += 1;
             return;
         };
         let offset = |text: &String| u32::try_from(text.len()).expect("no longer than its body, which is capped");
-        self.text.push_str(id);
+        self.text.push_str(&id);
         let id_end = offset(&self.text);
         self.text.push_str(entry.instance_status.usable().unwrap_or_default());
         self.ends.push((id_end, offset(&self.text)));
     }
 
-    fn count(&mut self, total_count: u64) {
-        self.total_count = total_count;
+    fn head(&self) -> &Head {
+        &self.head
     }
 
-    fn total_count(&self) -> u64 {
-        self.total_count
+    fn head_mut(&mut self) -> &mut Head {
+        &mut self.head
     }
 
-    fn listed(&self) -> usize {
-        self.listed()
-    }
-
-    fn unusable(&self) -> usize {
-        self.unusable
+    fn ids(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.entries().map(|(id, _)| id)
     }
 }
 
@@ -214,7 +223,9 @@ fn read<P: Listing>(body: &[u8]) -> Result<Answer<P>, Malformed> {
         // A failure may carry a payload at its defaults, which must not pass for an empty account.
         (_, Some(_)) if page.listed() == 0 => read_refusal(body).map(Answer::Refusal),
         (Some(total_count), _) => {
-            page.count(total_count);
+            let request_id = envelope.request_id.0.map(|id| super::error::tame(&id).into_boxed_str());
+            let head = page.head_mut();
+            (head.total_count, head.request_id) = (total_count, request_id);
             Ok(Answer::Page(page))
         }
         (None, _) => Err(Malformed::Shape),
@@ -256,6 +267,8 @@ struct Words<'a> {
 #[serde(rename_all = "camelCase", bound = "P: Listing")]
 struct Envelope<'a, P> {
     #[serde(borrow, default)]
+    request_id: Text<'a>,
+    #[serde(borrow, default)]
     code: Text<'a>,
     #[serde(default)]
     response: Loose<Payload<P>>,
@@ -274,7 +287,7 @@ struct Payload<P> {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Entry<'a> {
     #[serde(borrow, default)]
-    instance_id: Text<'a>,
+    instance_id: Id<'a>,
     #[serde(borrow, default)]
     instance_status: Text<'a>,
 }
@@ -306,9 +319,31 @@ impl<'de, P: Listing> Deserialize<'de> for Entries<P> {
 type Text<'a> = Loose<Cow<'a, str>>;
 
 impl Text<'_> {
-    /// NUL ends the input of some scrapers, so it makes a text unusable as a label.
     fn usable(&self) -> Option<&str> {
-        self.0.as_deref().filter(|text| (1..=LONGEST_TEXT).contains(&text.len()) && !text.contains('\0'))
+        self.0.as_deref().filter(|text| is_label(text))
+    }
+}
+
+/// NUL ends the input of some scrapers, so it makes a text unusable as a label.
+fn is_label(text: &str) -> bool {
+    (1..=LONGEST_TEXT).contains(&text.len()) && !text.contains('\0')
+}
+
+/// The ID of an instance. The reference says that it is a string; a number, which most of them look like, is taken
+/// digit for digit.
+type Id<'a> = Loose<StringOrInteger<'a>>;
+
+enum StringOrInteger<'a> {
+    String(Cow<'a, str>),
+    Integer(u64),
+}
+
+impl Id<'_> {
+    fn usable(&self) -> Option<Cow<'_, str>> {
+        match self.0.as_ref()? {
+            StringOrInteger::String(text) => is_label(text).then_some(Cow::Borrowed(text)),
+            StringOrInteger::Integer(number) => Some(number.to_string().into()),
+        }
     }
 }
 
@@ -327,6 +362,10 @@ pub(crate) trait Shape<'de>: Sized {
         None
     }
 
+    fn from_integer(_: u64) -> Option<Self> {
+        None
+    }
+
     fn from_object<A: MapAccess<'de>>(mut entries: A) -> Result<Option<Self>, A::Error> {
         while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(None)
@@ -341,6 +380,16 @@ pub(crate) trait Shape<'de>: Sized {
 impl<'de: 'a, 'a> Shape<'de> for Cow<'a, str> {
     fn from_text(text: Cow<'de, str>) -> Option<Self> {
         Some(text)
+    }
+}
+
+impl<'de: 'a, 'a> Shape<'de> for StringOrInteger<'a> {
+    fn from_text(text: Cow<'de, str>) -> Option<Self> {
+        Some(Self::String(text))
+    }
+
+    fn from_integer(number: u64) -> Option<Self> {
+        Some(Self::Integer(number))
     }
 }
 
@@ -401,8 +450,8 @@ impl<'de, T: Shape<'de>> Visitor<'de> for LooseVisitor<T> {
         Ok(None)
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(None)
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(T::from_integer(number))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
@@ -444,7 +493,8 @@ mod tests {
         let nested = page(&format!(r#"{{"requestId":"T1","response":{{"requestId":"T1",{payload}}}}}"#));
         let flat = page(&format!(r#"{{"requestId":"T1",{payload}}}"#));
         assert_eq!(nested, flat);
-        assert_eq!(nested.total_count, 2);
+        assert_eq!(nested.head.total_count, 2);
+        assert_eq!(nested.head.request_id.as_deref(), Some("T1"));
         assert_eq!(nested.entries().collect::<Vec<_>>(), [("a", "RUNNING"), ("bé\n", "STOPPED")]);
     }
 
@@ -463,13 +513,27 @@ mod tests {
     fn entries_without_a_usable_id_are_counted() {
         let long = "x".repeat(10_000);
         let body = format!(
-            r#"{{"totalCount":9,"dataSet":[null,7,["a","RUNNING"],{{}},{{"instanceId":null}},{{"instanceId":""}},{{"instanceId":7}},
+            r#"{{"totalCount":9,"dataSet":[null,7,["a","RUNNING"],{{}},{{"instanceId":null}},{{"instanceId":""}},{{"instanceId":-7}},
             {{"instanceId":["a"]}},{{"instanceId":"{long}"}},{{"instanceId":"\u0000"}},{{"instanceId":"good"}}]}}"#
         );
         let page = page(&body);
-        assert_eq!(page.unusable, 10);
+        assert_eq!(page.head.unusable, 10);
         assert_eq!(page.listed(), 11);
         assert_eq!(page.entries().collect::<Vec<_>>(), [("good", "")]);
+    }
+
+    #[test]
+    fn integers_are_ids_digit_for_digit() {
+        let integers = ["0", "9007199254740993", "932237369560662463", "18446744073709551615"];
+        for integer in integers {
+            let body =
+                format!(r#"{{"totalCount":1,"dataSet":[{{"instanceId":{integer},"instanceStatus":"RUNNING"}}]}}"#);
+            assert_eq!(page(&body).entries().collect::<Vec<_>>(), [(integer, "RUNNING")]);
+        }
+        for no_id in ["-1", "1.5", "1e17", "18446744073709551616", "true", "[1]"] {
+            let body = format!(r#"{{"totalCount":1,"dataSet":[{{"instanceId":{no_id}}}]}}"#);
+            assert_eq!(page(&body).head.unusable, 1, "{no_id}");
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(crate) struct About {
     pub(crate) service: &'static str,
     /// What is polled, in words.
     pub(crate) polled: String,
+    /// What to say where a poll finds nothing, with code in backticks.
+    pub(crate) nothing_found: String,
     /// How often.
     pub(crate) interval: Duration,
 }
@@ -56,7 +58,7 @@ pub(super) struct View<'a> {
 }
 
 pub(super) fn render(view: &View<'_>) -> String {
-    let About { service, polled, interval } = view.about;
+    let About { service, polled, interval, .. } = view.about;
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>zenlayer-exporter</title>\n\
@@ -85,9 +87,12 @@ pub(super) fn render(view: &View<'_>) -> String {
 
 /// One line that says whether to trust the rest.
 fn state(page: &mut String, view: &View<'_>) {
-    let shown_age = view.served.map(|(_, age)| seconds(age));
+    let shown_age = view.served.map(|(_, age)| in_seconds(age));
     let (class, text, cause) = match (view.report, shown_age) {
         (None, _) => ("warn", "The first poll is under way.".to_owned(), None),
+        (Some(Report { outcome: Ok(0), .. }), Some(age)) => {
+            ("warn", format!("{} Polled {age} ago.", with_code(&view.about.nothing_found)), None)
+        }
         (Some(Report { outcome: Ok(instances), .. }), Some(age)) => {
             ("good", format!("{instances} instances, polled {age} ago."), None)
         }
@@ -103,7 +108,7 @@ fn state(page: &mut String, view: &View<'_>) {
     };
     page.extend(["<p class=\"state ", class, "\">", &text, "</p>\n"]);
     if let (Some(cause), Some(report)) = (cause, view.report) {
-        let ago = seconds(view.now.duration_since(report.at).unwrap_or_default());
+        let ago = in_seconds(view.now.duration_since(report.at).unwrap_or_default());
         page.extend(["<p>", &ago, " ago: ", &escape(cause), "</p>\n"]);
     }
 }
@@ -130,7 +135,8 @@ fn others(page: &mut String, snapshot: &Rendered, infos: Option<&Infos>) {
     let others = || snapshot.inventory.iter().filter(|instance| is_other(snapshot.statuses.name(instance.status)));
     let count = others().count();
     if count == 0 {
-        page.push_str("<h2>Every instance is RUNNING</h2>\n");
+        // Nothing is no reason to be at ease.
+        page.push_str(if snapshot.inventory.is_empty() { "" } else { "<h2>Every instance is RUNNING</h2>\n" });
         return;
     }
     let _ = writeln!(page, "<h2>{count} not RUNNING</h2>\n<table id=\"others\">");
@@ -153,8 +159,14 @@ fn shown_status(name: &str) -> String {
     if name.is_empty() { "(no status)".to_owned() } else { escape(name) }
 }
 
-fn seconds(span: Duration) -> String {
+pub(super) fn in_seconds(span: Duration) -> String {
     humantime::format_duration(Duration::from_secs(span.as_secs())).to_string()
+}
+
+/// A text with code in backticks as HTML.
+fn with_code(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    parts.map(|(n, part)| if n % 2 == 0 { escape(part) } else { format!("<code>{}</code>", escape(part)) }).collect()
 }
 
 /// Text as it may stand between tags and in quoted attributes.
@@ -184,7 +196,12 @@ mod tests {
     }
 
     fn page_with(outcome: Option<Result<usize, &str>>, served: Option<&Rendered>, infos: Option<&Infos>) -> String {
-        let about = About { service: "vm", polled: "https://<api>".to_owned(), interval: Duration::from_secs(30) };
+        let about = About {
+            service: "vm",
+            polled: "https://<api>".to_owned(),
+            nothing_found: "No instances found. Try `--x=<y>`.".to_owned(),
+            interval: Duration::from_secs(30),
+        };
         let at = SystemTime::UNIX_EPOCH;
         let report = outcome.map(|outcome| Report { at, outcome: outcome.map_err(str::to_owned) });
         render(&View {
@@ -212,6 +229,10 @@ mod tests {
         let one = snapshot(&[("a", "RUNNING")]);
         assert!(page(None, None).contains(r#"<p class="state warn">The first poll is under way.</p>"#));
         assert!(page(Some(Ok(1)), Some(&one)).contains(r#"<p class="state good">1 instances, polled 1m 5s ago.</p>"#));
+        let nothing = page(Some(Ok(0)), Some(&snapshot(&[])));
+        let advice =
+            r#"<p class="state warn">No instances found. Try <code>--x=&lt;y&gt;</code>. Polled 1m 5s ago.</p>"#;
+        assert!(nothing.contains(advice) && !nothing.contains("Every instance is RUNNING"), "{nothing}");
         let failed = page(Some(Err("no connection")), Some(&one));
         assert!(failed.contains(r#"<p class="state warn">The last poll failed. What follows is 1m 5s old.</p>"#));
         let gone = page(Some(Err("no connection")), None);

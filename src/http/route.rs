@@ -3,7 +3,7 @@
 //! Invariant: which route a request takes depends on its method and path alone. It must not know sockets.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -13,6 +13,7 @@ use super::auth::Denial;
 use super::body::{Body, Parts};
 use super::own::{Format, Own};
 use super::page::{self, About, View};
+use crate::clock::Clock;
 use crate::gzip;
 use crate::snapshot::Published;
 use crate::telemetry::Telemetry;
@@ -69,6 +70,8 @@ pub(crate) struct Site {
     pub(crate) own: Own,
     /// What the page for a person says this is.
     pub(crate) about: About,
+    /// Tells how old an answer is.
+    pub(crate) clock: Clock,
     /// Where the metrics are.
     pub(crate) telemetry_path: String,
     /// How long the poller may be silent before the process is unhealthy.
@@ -151,8 +154,9 @@ impl Site {
 
     async fn metrics(&self, headers: &HeaderMap) -> Response<Body> {
         let format = Format::preferred(headers);
-        let snapshot = self.published.fresh(Instant::now());
-        let own = self.own.get(&self.telemetry, self.published.rounds(), format);
+        let now = self.clock.now();
+        let (snapshot, own) =
+            self.published.read(|state| (state.fresh(now), self.own.get(&self.telemetry, state.rounds, format)));
         let mut response = if accepts_gzip(headers) {
             let mut parts = Vec::new();
             for text in snapshot.iter().flat_map(|snapshot| snapshot.texts()) {
@@ -186,26 +190,40 @@ impl Site {
     }
 
     fn ready(&self) -> Response<Body> {
-        if self.published.is_ready() {
-            return answer(StatusCode::OK, TEXT, "ready\n".into());
-        }
-        let text = match self.published.last_report().map(|report| report.outcome) {
-            Some(Err(error)) => format!("no poll has succeeded yet: {error}\n"),
-            _ => "the first poll is under way\n".to_owned(),
+        let now = self.clock.now();
+        let (age, last) = self.published.read(|state| {
+            (
+                state.snapshot.as_ref().map(|snapshot| (snapshot.age(now), state.fresh(now).is_some())),
+                state.report.clone(),
+            )
+        });
+        let failure =
+            last.and_then(|report| report.outcome.err()).map_or_else(String::new, |error| format!(": {error}"));
+        let (status, text) = match age {
+            Some((_, true)) => (StatusCode::OK, "ready".to_owned()),
+            Some((age, false)) => {
+                let age = page::in_seconds(age);
+                (
+                    StatusCode::OK,
+                    format!("ready, but the data is too old to serve: the last successful poll was {age} ago{failure}"),
+                )
+            }
+            None if failure.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, "the first poll is under way".to_owned()),
+            None => (StatusCode::SERVICE_UNAVAILABLE, format!("no poll has succeeded yet{failure}")),
         };
-        answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
+        answer(status, TEXT, format!("{text}\n").into())
     }
 
     fn home(&self) -> Response<Body> {
-        let now = Instant::now();
-        let (report, snapshot) = (self.published.last_report(), self.published.fresh(now));
+        let now = self.clock.now();
+        let (report, snapshot) = self.published.read(|state| (state.report.clone(), state.fresh(now)));
         let page = page::render(&View {
             about: &self.about,
             report: report.as_ref(),
             served: snapshot.as_deref().map(|snapshot| (&*snapshot.rendered, snapshot.age(now))),
             infos: snapshot.as_deref().and_then(|snapshot| Some(&snapshot.infos.as_ref()?.infos)),
             telemetry_path: &self.telemetry_path,
-            now: SystemTime::now(),
+            now: now.wall,
         });
         let mut response = answer(StatusCode::OK, HTML, page.into());
         let headers = response.headers_mut();
@@ -276,7 +294,13 @@ mod tests {
             published: Arc::new(Published::new(Duration::from_mins(5))),
             telemetry: Arc::new(Telemetry::default()),
             own: Own::default(),
-            about: About { service: "vm", polled: "nothing".to_owned(), interval: Duration::from_secs(30) },
+            about: About {
+                service: "vm",
+                polled: "nothing".to_owned(),
+                nothing_found: "No instances.".to_owned(),
+                interval: Duration::from_secs(30),
+            },
+            clock: Clock::default(),
             telemetry_path: "/metrics".to_owned(),
             longest_silence: Duration::from_mins(3),
         }
@@ -324,7 +348,7 @@ mod tests {
         assert!(!text.contains("zenlayer_instance"));
         assert_eq!(get(&site, "/readyz").await, (503, "the first poll is under way\n".to_owned()));
         let failed = Report { at: std::time::UNIX_EPOCH, outcome: Err("<no> connection".to_owned()) };
-        site.published.report(failed);
+        site.published.update(|state| state.report = Some(failed));
         assert_eq!(get(&site, "/readyz").await, (503, "no poll has succeeded yet: <no> connection\n".to_owned()));
         assert!(get(&site, "/").await.1.contains(" ago: &lt;no&gt; connection"));
     }
@@ -333,7 +357,8 @@ mod tests {
     async fn health_is_about_the_poll_loop() {
         let site = site();
         let rendered = Rendered::new(b"a 1\n".to_vec(), Arc::default(), Statuses::documented(Service::Vm));
-        site.published.publish(Snapshot { rendered: Arc::new(rendered), infos: None, taken_at: Instant::now() });
+        let snapshot = Snapshot { rendered: Arc::new(rendered), infos: None, taken_at: site.clock.now() };
+        site.published.update(|state| state.snapshot = Some(Arc::new(snapshot)));
         assert_eq!(get(&site, "/readyz").await, (200, "ready\n".to_owned()));
         assert_eq!(get(&site, "/healthz").await, (200, "ok\n".to_owned()));
         tokio::time::advance(Duration::from_secs(181)).await;
@@ -342,6 +367,8 @@ mod tests {
         assert!(get(&site, "/metrics").await.1.starts_with("a 1\n"));
         tokio::time::advance(Duration::from_mins(2)).await;
         assert!(get(&site, "/metrics").await.1.starts_with("# HELP"), "what is too old is not served");
+        let old = "ready, but the data is too old to serve: the last successful poll was 5m 1s ago\n";
+        assert_eq!(get(&site, "/readyz").await, (200, old.to_owned()));
     }
 
     #[tokio::test]

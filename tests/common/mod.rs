@@ -69,13 +69,17 @@ impl Exporter {
     }
 
     pub(crate) async fn start_with(config: Config, backoff: Backoff) -> Self {
+        Self::start_as(config, Options { backoff, ..Options::default() }).await
+    }
+
+    pub(crate) async fn start_as(config: Config, options: Options) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async move {
             let _ = stopped.await;
         };
-        let options = Options { backoff, web_config_check: Duration::from_millis(20), ..Options::default() };
+        let options = Options { web_config_check: Duration::from_millis(20), ..options };
         let telemetry_path = config.web.telemetry_path.clone();
         let task = tokio::spawn(run(config, options, vec![listener], shutdown));
         Self { address, telemetry_path, stop: Some(stop), task }

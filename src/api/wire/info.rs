@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess};
 
-use super::{LONGEST_TEXT, Listing, Loose, Shape, Text};
+use super::{Head, Id, LONGEST_TEXT, Listing, Loose, Shape, Text};
+use crate::api::Action;
 use crate::model::SHARED;
 use crate::model::texts::Texts;
 
@@ -23,10 +24,8 @@ const FIXED: usize = 2 + SHARED;
 /// One answer of DescribeInstances.
 #[derive(Debug, Default)]
 pub struct InfoPage {
-    /// Instances that match, over all pages, by this answer.
-    pub total_count: u64,
-    /// Entries without a usable id.
-    pub unusable: usize,
+    /// What all answers have.
+    pub head: Head,
     /// For each row the fixed texts, then key and value of each tag.
     texts: Texts,
     /// Where in `texts` each row ends, and when its subscription does.
@@ -76,15 +75,17 @@ impl InfoPage {
 }
 
 impl Listing for InfoPage {
+    const ACTION: Action = Action::DescribeInstances;
+
     type Entry<'a> = Entry<'a>;
 
     fn push(&mut self, entry: &Entry<'_>) {
         const FITS: &str = "no longer than its body, which is capped";
         let Some(id) = entry.instance_id.usable() else {
-            self.unusable += 1;
+            self.head.unusable += 1;
             return;
         };
-        self.texts.push(id).expect(FITS);
+        self.texts.push(&id).expect(FITS);
         let charge_type = label(&entry.instance_charge_type);
         let expires = if charge_type == "POSTPAID" { None } else { entry.expires() };
         for text in [
@@ -105,20 +106,16 @@ impl Listing for InfoPage {
         self.rows.push((end, expires));
     }
 
-    fn count(&mut self, total_count: u64) {
-        self.total_count = total_count;
+    fn head(&self) -> &Head {
+        &self.head
     }
 
-    fn total_count(&self) -> u64 {
-        self.total_count
+    fn head_mut(&mut self) -> &mut Head {
+        &mut self.head
     }
 
-    fn listed(&self) -> usize {
-        self.rows.len() + self.unusable
-    }
-
-    fn unusable(&self) -> usize {
-        self.unusable
+    fn ids(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.entries().map(|entry| entry.id)
     }
 }
 
@@ -126,7 +123,7 @@ impl Listing for InfoPage {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Entry<'a> {
     #[serde(borrow, default)]
-    instance_id: Text<'a>,
+    instance_id: Id<'a>,
     #[serde(borrow, default)]
     instance_name: Text<'a>,
     #[serde(borrow, default)]
@@ -228,7 +225,7 @@ mod tests {
             "expiredTime":"2026-02-28T23:59:59Z","resourceGroupId":"rg","resourceGroupName":"Default",
             "instanceStatus":"RUNNING","tags":{"tags":[{"key":"env","value":"prod"},{"key":"a\"b","value":"c\nd"}]}}"#,
         );
-        assert_eq!((page.total_count, page.listed()), (1, 1));
+        assert_eq!((page.head.total_count, page.listed()), (1, 1));
         let entry = page.entries().next().unwrap();
         let expected = ["932237369560662463", "webé", "HKG-A", "z2a.cpu.4", "Ubuntu 22.04", "PREPAID", "Default"];
         assert_eq!(texts(&entry), expected);
@@ -242,7 +239,7 @@ mod tests {
         let flat = page(r#"{"totalCount":2,"dataSet":[{"instanceId":"a"},{"instanceId":"b"}]}"#);
         for page in [nested, flat] {
             assert_eq!(
-                (page.total_count, page.entries().map(|entry| entry.id).collect::<Vec<_>>()),
+                (page.head.total_count, page.entries().map(|entry| entry.id).collect::<Vec<_>>()),
                 (2, vec!["a", "b"])
             );
         }
@@ -259,8 +256,9 @@ mod tests {
             assert_eq!(texts(&entry), ["a", "", "", "", "", "", ""], "{value}");
             assert_eq!((entry.expires, entry.tag("env")), (None, ""), "{value}");
         }
-        let page = with_entry(r#"{"instanceId":"a"},{"instanceName":"no id"},{"instanceId":7},null"#);
-        assert_eq!((page.unusable, page.listed(), page.entries().len()), (3, 4, 1));
+        let page =
+            with_entry(r#"{"instanceId":"a"},{"instanceName":"no id"},{"instanceId":[7]},null,{"instanceId":7}"#);
+        assert_eq!((page.head.unusable, page.listed(), page.entries().len()), (3, 5, 2));
     }
 
     #[test]

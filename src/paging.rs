@@ -1,0 +1,354 @@
+//! Reads a list that the API serves in pages, and looks entries up by ID.
+//!
+//! Invariant: a walk that succeeds has read the list to its end. Each page has as many entries as its own `totalCount`
+//! leaves for it, and the last page read is not full, so nothing can follow it. What a look-up returns was requested.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::stream::{self, FuturesUnordered, StreamExt};
+
+use crate::api::wire::{Head, Listing, MAX_IDS};
+use crate::api::{ApiError, Kind, Part, Session};
+use crate::model::Overflow;
+use crate::shard::Shard;
+
+/// Where pages and entries come from: the API, or what a test puts in its place.
+pub trait Source<P>: Sync {
+    /// The page of that number, from 1.
+    fn page(&self, number: u64) -> impl Future<Output = Result<P, ApiError>> + Send;
+    /// The entries of those of `ids` that exist; or [`Kind::NotFound`] when one does not.
+    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<P, ApiError>> + Send;
+    /// Entries requested per page.
+    fn page_size(&self) -> usize;
+    /// Requests to have in flight at a time.
+    fn concurrency(&self) -> usize;
+    /// Whose instances to keep.
+    fn shard(&self) -> Shard;
+    /// A look-up returned that many entries that were not requested.
+    fn dropped(&self, entries: usize) {
+        let _ = entries;
+    }
+}
+
+impl<P: Listing> Source<P> for Session<'_> {
+    fn page(&self, number: u64) -> impl Future<Output = Result<P, ApiError>> + Send {
+        self.page(number)
+    }
+
+    fn look_up(&self, ids: &[&str]) -> impl Future<Output = Result<P, ApiError>> + Send {
+        self.look_up(ids)
+    }
+
+    fn page_size(&self) -> usize {
+        self.settings().page_size
+    }
+
+    fn concurrency(&self) -> usize {
+        self.settings().concurrency
+    }
+
+    fn shard(&self) -> Shard {
+        self.settings().shard
+    }
+
+    fn dropped(&self, entries: usize) {
+        self.observer().unrequested_entries(entries);
+    }
+}
+
+/// What the answers of one walk, or of several look-ups, say about the list as a whole.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Totals {
+    /// How many answers there were.
+    pub(crate) answers: usize,
+    /// Entries without a usable ID.
+    pub(crate) unusable: usize,
+    /// The least and the greatest `totalCount`.
+    pub(crate) range: Option<(u64, u64)>,
+}
+
+impl Totals {
+    fn add(&mut self, head: &Head) {
+        let (least, most) = self.range.unwrap_or((head.total_count, head.total_count));
+        self.answers += 1;
+        self.unusable += head.unusable;
+        self.range = Some((least.min(head.total_count), most.max(head.total_count)));
+    }
+}
+
+/// Reads every page once, `width` at a time. The first page tells how many there are, and each later one may tell of
+/// more.
+///
+/// # Errors
+/// When a page cannot be read, or does not fit its own `totalCount`.
+pub(crate) async fn walk<P: Listing>(
+    source: &impl Source<P>,
+    width: usize,
+    mut take: impl FnMut(&P) -> Result<(), ApiError>,
+) -> Result<Totals, ApiError> {
+    let mut totals = Totals::default();
+    let (mut next, mut last) = (1, 1);
+    let mut most = 0;
+    let mut in_flight = FuturesUnordered::new();
+    loop {
+        while next <= last && in_flight.len() < width {
+            in_flight.push(page_or_end(source, next, most));
+            next += 1;
+        }
+        let Some(page) = in_flight.next().await.transpose()? else { return Ok(totals) };
+        let Some(page) = page else { continue };
+        check_total(page.head().total_count, source.shard())?;
+        totals.add(page.head());
+        take(&page)?;
+        most = most.max(page.head().total_count);
+        last = last.max(last_page(&page, source.page_size()));
+    }
+}
+
+/// The number of the page that ends the list: the one after the last full page.
+fn last_page<P: Listing>(page: &P, page_size: usize) -> u64 {
+    let total = page.head().total_count;
+    if page.listed() > page_size && page.listed() as u64 == total {
+        // The API does not split the list: this is all of it.
+        return 1;
+    }
+    total / page_size as u64 + 1
+}
+
+/// The page of that number; `None` where the API refuses it because nothing is left for it.
+async fn page_or_end<P: Listing>(source: &impl Source<P>, number: u64, total: u64) -> Result<Option<P>, ApiError> {
+    let is_past_the_end = number > 1 && (number - 1).saturating_mul(source.page_size() as u64) >= total;
+    match fitting_page(source, number).await {
+        // An empty page is documented nowhere, so a refusal says the same.
+        Err(error) if is_past_the_end && matches!(error.kind, Kind::Client | Kind::NotFound) => Ok(None),
+        page => page.map(Some),
+    }
+}
+
+/// A page that fits its own `totalCount`. One that does not is read once more: the list may have changed between being
+/// counted and being read.
+async fn fitting_page<P: Listing>(source: &impl Source<P>, number: u64) -> Result<P, ApiError> {
+    let page = source.page(number).await?;
+    if misfit(&page, number, source.page_size()).is_none() {
+        return Ok(page);
+    }
+    let again = source.page(number).await?;
+    misfit(&again, number, source.page_size()).map_or(Ok(again), Err)
+}
+
+/// What is wrong with a page.
+fn misfit<P: Listing>(page: &P, number: u64, page_size: usize) -> Option<ApiError> {
+    let (listed, Head { total_count, unusable, request_id }) = (page.listed(), page.head());
+    let before = (number - 1).saturating_mul(page_size as u64);
+    let left = total_count.saturating_sub(before);
+    let is_whole = number == 1 && listed as u64 == *total_count;
+    let expected = left.min(page_size as u64);
+    let (detail, missing) = if listed > 0 && listed == *unusable {
+        (none_usable(listed), listed as u64)
+    } else if is_whole || listed as u64 == expected {
+        return None;
+    } else if (listed as u64) < expected {
+        let advice = if number == 1 && listed > 0 {
+            format!("if the API returns at most {listed} entries per page, set --zenlayer.page-size={listed}")
+        } else {
+            "nothing is published, since instances would be missing".to_owned()
+        };
+        (
+            format!("{listed} entries instead of {expected}, with totalCount {total_count}: {advice}"),
+            expected - listed as u64,
+        )
+    } else {
+        let advice = "nothing is published, since the API miscounts or ignores pageNum or pageSize";
+        (format!("{listed} entries instead of {expected}, with totalCount {total_count}: {advice}"), 0)
+    };
+    Some(inconsistent::<P>(Part::Page(number), detail, request_id.as_deref(), missing))
+}
+
+fn none_usable(listed: usize) -> String {
+    format!("none of {listed} entries has a usable instanceId: check --zenlayer.api-version")
+}
+
+fn inconsistent<P: Listing>(part: Part, detail: String, request_id: Option<&str>, missing: u64) -> ApiError {
+    let mut error = ApiError::new(Kind::Inconsistent, detail).with_missing(missing);
+    error.request = Some((P::ACTION, part));
+    error.request_id = request_id.map(Into::into);
+    error
+}
+
+/// Whether that many instances are not more than all shards take.
+fn check_total(total: u64, shard: Shard) -> Result<(), ApiError> {
+    let most = shard.most_instances();
+    if total <= most as u64 {
+        return Ok(());
+    }
+    let takers = if shard.is_whole() { "one exporter takes" } else { "that many shards take" };
+    let advice = "spread them over more with --shard and --total-shards";
+    let detail = format!("the API counts {total} instances, more than the {most} {takers}: {advice}");
+    Err(ApiError::new(Kind::Inconsistent, detail))
+}
+
+pub(crate) fn overflow(overflow: Overflow) -> ApiError {
+    let meaning = match overflow {
+        Overflow::Instances => "which is more than one exporter takes: spread them with --shard and --total-shards",
+        Overflow::Statuses | Overflow::Text => "which no account has",
+    };
+    ApiError::new(Kind::Inconsistent, format!("the API lists {overflow}, {meaning}")).caused_by(overflow)
+}
+
+/// How many requests may be made.
+pub(crate) struct Budget {
+    spent: AtomicUsize,
+    limit: usize,
+}
+
+impl Budget {
+    pub(crate) fn of(limit: usize) -> Self {
+        Self { spent: AtomicUsize::new(0), limit }
+    }
+
+    /// Whether one more may be made.
+    fn spend(&self) -> bool {
+        self.spent.fetch_add(1, Ordering::Relaxed) < self.limit
+    }
+
+    /// Whether one was wanted that could not be made.
+    fn is_overdrawn(&self) -> bool {
+        self.spent.load(Ordering::Relaxed) > self.limit
+    }
+}
+
+/// How look-ups by ID ended.
+pub(crate) struct LookedUp {
+    pub(crate) totals: Totals,
+    /// Why not every ID was accounted for; `None` where each was.
+    pub(crate) open: Option<Open>,
+}
+
+/// Why it is not known of every ID whether it exists.
+pub(crate) enum Open {
+    /// It takes more requests than there may be.
+    OverBudget,
+    /// The API answered, though not with what was requested.
+    Refused(ApiError),
+}
+
+/// A page that the API caps would look like IDs that are gone, so no look-up is longer than a page.
+pub(crate) fn batch_size<P>(source: &impl Source<P>) -> usize {
+    MAX_IDS.min(source.page_size())
+}
+
+/// Looks up `ids`, `width` requests at a time; those that do not exist are left out. `take` gets each answer with the
+/// IDs that were requested in it, and must pass over all other entries.
+///
+/// # Errors
+/// When the API cannot be reached, or returns nothing but what was not requested.
+pub(crate) async fn look_up<P: Listing>(
+    source: &impl Source<P>,
+    width: usize,
+    ids: &[&str],
+    budget: &Budget,
+    mut take: impl FnMut(&P, &[&str]) -> Result<(), ApiError>,
+) -> Result<LookedUp, ApiError> {
+    let mut requests = Vec::new();
+    // A loop: the future of a closure over borrowed batches would not be `Send` for every lifetime.
+    for batch in ids.chunks(batch_size(source)) {
+        requests.push(look_up_batch(source, batch, budget));
+    }
+    let mut batches = stream::iter(requests).buffer_unordered(width);
+    let (mut totals, mut refused, mut dropped) = (Totals::default(), None, 0);
+    while let Some(batch) = batches.next().await {
+        let Batch { ids, pages, refusal } = batch?;
+        for page in &pages {
+            totals.add(page.head());
+            dropped += unrequested(page, ids);
+            take(page, ids)?;
+        }
+        refused = refusal;
+        if refused.is_some() {
+            break;
+        }
+    }
+    if dropped > 0 {
+        tracing::warn!(action = %P::ACTION, dropped, "look-ups by ID returned entries that were not requested");
+    }
+    let over_budget = || budget.is_overdrawn().then_some(Open::OverBudget);
+    Ok(LookedUp { totals, open: refused.map(Open::Refused).or_else(over_budget) })
+}
+
+/// What the look-ups of one batch returned.
+struct Batch<'a, P> {
+    ids: &'a [&'a str],
+    pages: Vec<P>,
+    refusal: Option<ApiError>,
+}
+
+/// One batch, halved for as long as the API answers that one of its IDs does not exist.
+async fn look_up_batch<'a, P: Listing>(
+    source: &impl Source<P>,
+    ids: &'a [&'a str],
+    budget: &Budget,
+) -> Result<Batch<'a, P>, ApiError> {
+    let mut batch = Batch { ids, pages: Vec::new(), refusal: None };
+    // The larger halves first: they find most where the budget does not suffice for all.
+    let mut pending = VecDeque::from([ids]);
+    while let Some(part) = pending.pop_front() {
+        if !budget.spend() {
+            break;
+        }
+        match source.look_up(part).await.and_then(|page| only_requested(source, page, part)) {
+            Ok(page) => match cut_short(&page, part) {
+                None => batch.pages.push(page),
+                refusal => batch.refusal = refusal,
+            },
+            Err(error) if error.kind == Kind::NotFound => {
+                if part.len() > 1 {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    pending.extend([left, right]);
+                }
+            }
+            Err(error) if error.kind.is_answer() => batch.refusal = Some(error),
+            Err(error) => return Err(error),
+        }
+        if batch.refusal.is_some() {
+            break;
+        }
+    }
+    Ok(batch)
+}
+
+fn unrequested<P: Listing>(page: &P, requested: &[&str]) -> usize {
+    page.ids().filter(|id| !requested.contains(id)).count()
+}
+
+/// Counts what was not requested; an answer with nothing else is no answer.
+fn only_requested<P: Listing>(source: &impl Source<P>, page: P, requested: &[&str]) -> Result<P, ApiError> {
+    let (usable, foreign) = (page.ids().len(), unrequested(&page, requested));
+    if foreign > 0 {
+        source.dropped(foreign);
+    }
+    let detail = if usable == 0 && page.listed() > 0 {
+        none_usable(page.listed())
+    } else if foreign > 0 && foreign == usable {
+        format!(
+            "{foreign} entries, none of which was requested: nothing is published, since the API ignores instanceIds"
+        )
+    } else {
+        return Ok(page);
+    };
+    Err(inconsistent::<P>(Part::Ids(requested.len()), detail, page.head().request_id.as_deref(), 0))
+}
+
+/// An answer that has fewer entries than it counts itself.
+fn cut_short<P: Listing>(page: &P, requested: &[&str]) -> Option<ApiError> {
+    let (listed, Head { total_count, request_id, .. }) = (page.listed(), page.head());
+    if *total_count <= listed as u64 {
+        return None;
+    }
+    let advice = match listed {
+        0 => String::new(),
+        listed => format!(": if the API returns at most {listed} entries per page, set --zenlayer.page-size={listed}"),
+    };
+    let detail = format!("{listed} entries, with totalCount {total_count}{advice}");
+    Some(inconsistent::<P>(Part::Ids(requested.len()), detail, request_id.as_deref(), 0))
+}
