@@ -1,24 +1,36 @@
 //! The client: one signed request at a time, with retries, pacing and limits.
 //!
-//! Invariant: whatever the other side sends, a call ends within its timeout and holds no more memory than its cap.
+//! Invariant: whatever the other side sends, a try ends within its timeout, all bodies together hold no more memory than
+//! their budget, and no text of the other side is kept before it is cleaned and the credential taken out of it.
 //! It must not know about polls, metrics or what the answers are for.
 
+mod body;
+mod codes;
 pub mod error;
 mod pacer;
+mod redaction;
+mod round;
 pub(crate) mod sign;
 mod tls;
+mod transport;
 pub mod wire;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Response, StatusCode, Url, redirect};
+use reqwest::{Response, StatusCode, Url};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use self::body::{Budget, ReadError, TimeLeft};
 pub use self::error::{Action, ApiError, Kind, Part};
 use self::pacer::Pacer;
+use self::redaction::Redaction;
+use self::round::Failures;
+pub use self::round::Round;
+use self::transport::{Connections, Transport};
 use self::wire::{Answer, Listing, Malformed, Query, Refusal};
 pub use self::wire::{InfoPage, Page};
 use crate::config::{Api, CredentialSource, is_loopback};
@@ -26,10 +38,8 @@ use crate::credentials;
 use crate::secret::Credential;
 
 const CONTENT_TYPE: &str = "application/json";
-/// The most of one answer that is read. A page of 1000 entries has about 70 kB.
-const MAX_BODY: usize = 16 << 20;
-/// The most of a refusal that is read.
-const MAX_REFUSAL: usize = 64 << 10;
+/// The one content encoding that is asked for: none.
+const IDENTITY: &str = "identity";
 /// The longest wait that `Retry-After` can ask for.
 const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 /// A clock that differs by more than this from the API's is named where a request is refused.
@@ -87,10 +97,11 @@ impl Backoff {
 
 /// One account at one endpoint.
 pub struct Client {
-    http: reqwest::Client,
+    transport: Transport,
+    bodies: Budget,
     url: Url,
     host: String,
-    credentials: CredentialSource,
+    credentials: credentials::Reader,
     settings: Api,
     backoff: Backoff,
     pacer: Pacer,
@@ -109,26 +120,14 @@ impl Client {
         backoff: Backoff,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, reqwest::Error> {
-        let mut http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls::client_config(&settings.authorities))
-            .user_agent(concat!("zenlayer-exporter/", env!("CARGO_PKG_VERSION")))
-            // A signed request goes to no other host.
-            .redirect(redirect::Policy::none())
-            // Retries are counted and paced here, not underneath.
-            .retry(reqwest::retry::never())
-            .timeout(settings.request_timeout);
-        if is_loopback(endpoint) {
-            // A proxy would look for the endpoint on its own machine.
-            http = http.no_proxy();
-        }
-        let http = http.build()?;
         let mut url = endpoint.clone();
         url.set_path(&format!("/api/v2/{}", settings.service.name()));
         Ok(Self {
-            http,
+            transport: Transport::new(&settings.authorities, is_loopback(endpoint), settings.request_timeout)?,
+            bodies: Budget::new(),
             host: host_header(endpoint),
             url,
-            credentials,
+            credentials: credentials::Reader::new(credentials),
             backoff,
             pacer: Pacer::new(settings.concurrency, backoff.pause),
             settings,
@@ -141,18 +140,14 @@ impl Client {
         &self.settings
     }
 
-    /// Reads the credential again, for the requests of one poll.
-    ///
-    /// # Errors
-    /// When its file does not hold it.
-    pub async fn session(&self) -> Result<Session<'_>, ApiError> {
-        let source = self.credentials.clone();
-        // A file system can hang as a network can.
-        let read = tokio::task::spawn_blocking(move || credentials::read(&source)).await;
-        let credential = read
-            .expect("reading a file does not panic")
-            .map_err(|error| ApiError::new(Kind::Credentials, error.to_string()).caused_by(error))?;
-        Ok(Session { client: self, credential })
+    /// A poll or a round that has to be done within `limit`; `what` names it in the error if it is not.
+    pub fn round(&self, what: &'static str, limit: Duration) -> Round<'_> {
+        Round::new(self, what, limit)
+    }
+
+    async fn credential(&self, limit: Duration) -> Result<Credential, ApiError> {
+        let read = self.credentials.read(limit.min(credentials::LONGEST_READ)).await;
+        read.map_err(|error| ApiError::new(Kind::Credentials, error.to_string()).caused_by(error))
     }
 }
 
@@ -160,6 +155,7 @@ impl Client {
 pub struct Session<'a> {
     client: &'a Client,
     credential: Credential,
+    failures: Arc<Failures>,
 }
 
 impl Session<'_> {
@@ -201,11 +197,25 @@ impl Session<'_> {
     }
 
     async fn call<P: Listing>(&self, action: Action, part: Part, query: &Query<'_>) -> Result<P, ApiError> {
+        let request = self.failures.begin();
+        let result = self.try_repeatedly(action, part, query, request).await;
+        self.failures.end(request);
+        result
+    }
+
+    async fn try_repeatedly<P: Listing>(
+        &self,
+        action: Action,
+        part: Part,
+        query: &Query<'_>,
+        request: u64,
+    ) -> Result<P, ApiError> {
         let Client { backoff, observer, .. } = self.client;
         let body = Bytes::from(query.to_json());
+        let longest = body::limit(P::LONGEST_BODY, query.page_size);
         let mut tries = 1;
         loop {
-            let (mut error, pause) = match self.attempt::<P>(action, part, body.clone()).await {
+            let (mut error, pause) = match self.attempt::<P>(action, part, body.clone(), longest).await {
                 Ok(page) => {
                     observer.entries_skipped(page.head().unusable);
                     return Ok(page);
@@ -229,6 +239,7 @@ impl Session<'_> {
                 "request failed"
             );
             observer.request_retried(error.kind);
+            self.failures.note(request, error);
             if pause.is_none() {
                 tokio::time::sleep(wait).await;
             }
@@ -242,10 +253,15 @@ impl Session<'_> {
         action: Action,
         part: Part,
         body: Bytes,
+        longest: usize,
     ) -> Result<P, (ApiError, Option<Duration>)> {
         let permit = self.client.pacer.admit().await;
-        let started = tokio::time::Instant::now();
-        let result = self.exchange(action, body).await;
+        let started = Instant::now();
+        let connections = self.client.transport.connections(started);
+        let result = self.exchange(&connections, action, body, longest).await;
+        if result.as_ref().is_err_and(|error| error.kind.doubts_the_connection()) {
+            self.client.transport.discard(&connections, Instant::now());
+        }
         let code = match &result {
             Ok(_) => StatusCode::OK.as_str().to_owned(),
             Err(error) => error.status.map_or_else(|| error.kind.label().to_owned(), |status| status.to_string()),
@@ -266,36 +282,67 @@ impl Session<'_> {
         }
     }
 
-    async fn exchange<P: Listing>(&self, action: Action, body: Bytes) -> Result<P, ApiError> {
+    async fn exchange<P: Listing>(
+        &self,
+        connections: &Connections,
+        action: Action,
+        body: Bytes,
+        longest: usize,
+    ) -> Result<P, ApiError> {
         let sent_at = SystemTime::now();
-        let headers = self.headers(action, &body, sent_at)?;
-        let request = self.client.http.post(self.client.url.clone()).headers(headers).body(body);
-        let mut response = request.send().await.map_err(|error| self.transport_error(error))?;
-        if !response.status().is_success() {
-            return Err(self.refusal(response, sent_at).await);
+        let (headers, redaction) = self.headers(action, &body, sent_at)?;
+        let request = connections.http.post(self.client.url.clone()).headers(headers).body(body);
+        let mut time = TimeLeft(self.client.settings.request_timeout);
+        let mut response = match time.spend_on(request.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err(self.transport_error(error, &redaction)),
+            Err(_) => return Err(self.timed_out()),
+        };
+        let status = response.status();
+        if status.is_redirection() {
+            return Err(redirect(&response, &redaction));
         }
-        let body = read_capped(&mut response, MAX_BODY).await.map_err(|error| match error {
-            ReadError::TooLong => ApiError::new(Kind::Body, format!("the body is longer than {} MiB", MAX_BODY >> 20)),
-            ReadError::Broken(error) => self.transport_error(error),
+        let encoding = foreign_encoding(response.headers(), &redaction);
+        if let (true, Some(encoding)) = (status.is_success(), &encoding) {
+            return Err(ApiError::new(Kind::Body, format!("HTTP {}, but {encoding}", status.as_u16())));
+        }
+        let (body, outcome) = self.client.bodies.read(&mut response, longest, &mut time).await;
+        if !status.is_success() {
+            // Whatever of the body could be read: the status already says that this is a failure.
+            return Err(self.refusal(&response, &body.bytes, encoding, sent_at, &redaction));
+        }
+        outcome.map_err(|error| match error {
+            ReadError::TooLong => {
+                let limit = body::in_words(longest);
+                ApiError::new(Kind::Body, format!("the body is longer than {limit}, the limit for this request"))
+            }
+            ReadError::TimedOut => self.timed_out(),
+            ReadError::Broken(error) => self.transport_error(error, &redaction),
         })?;
-        match P::read(&body) {
-            Ok(Answer::Page(page)) => Ok(page),
-            Ok(Answer::Refusal(refusal)) => Err(api_error(response.status(), response.headers(), refusal)),
-            Err(error) => Err(malformed(response.status(), error)),
+        match P::read(&body.bytes) {
+            Ok(Answer::Page(mut page)) => {
+                let request_id = &mut page.head_mut().request_id;
+                *request_id = request_id.take().map(|id| redaction.clean(&id).into_boxed_str());
+                Ok(page)
+            }
+            Ok(Answer::Refusal(refusal)) => Err(api_error(status, response.headers(), &refusal, &redaction)),
+            Err(error) => Err(malformed(status, &error, &body.bytes, &redaction)),
         }
     }
 
-    fn headers(&self, action: Action, body: &[u8], now: SystemTime) -> Result<HeaderMap, ApiError> {
+    /// The headers of a request, and what keeps its credential out of texts from outside.
+    fn headers(&self, action: Action, body: &[u8], now: SystemTime) -> Result<(HeaderMap, Redaction), ApiError> {
         let Client { host, settings, .. } = self.client;
         let timestamp = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let text = |text: &str| {
             HeaderValue::from_str(text)
                 .map_err(|error| ApiError::new(Kind::Client, "a setting cannot be sent in a header").caused_by(error))
         };
-        let mut headers = HeaderMap::with_capacity(8);
+        let mut headers = HeaderMap::with_capacity(9);
         headers.insert(header::HOST, text(host)?);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
         headers.insert(header::ACCEPT, HeaderValue::from_static(CONTENT_TYPE));
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(IDENTITY));
         headers.insert(X_ZC_ACTION, text(&action.to_string())?);
         headers.insert(X_ZC_VERSION, text(&settings.version)?);
         headers.insert(X_ZC_SERVICE, text(settings.service.name())?);
@@ -309,48 +356,52 @@ impl Session<'_> {
                 sign::authorization(request, id, password)
             }
         });
+        let redaction = Redaction::of(&self.credential, &authorization);
         let mut authorization = text(&authorization)?;
         authorization.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, authorization);
-        Ok(headers)
+        Ok((headers, redaction))
     }
 
-    fn transport_error(&self, error: reqwest::Error) -> ApiError {
-        // The URL is the same for every request; without it the text is shorter.
-        let error = error.without_url();
+    fn timed_out(&self) -> ApiError {
         let (host, timeout) = (&self.client.host, humantime::format_duration(self.client.settings.request_timeout));
+        ApiError::new(Kind::Timeout, format!("no complete answer from {host} within {timeout}"))
+    }
+
+    fn transport_error(&self, error: reqwest::Error, redaction: &Redaction) -> ApiError {
+        // The URL is the same for every request; without it the text is shorter.
+        let (host, error) = (&self.client.host, error.without_url());
+        let cause = || redaction.clean(&innermost(&error));
         let (kind, detail) = if error.is_timeout() {
-            (Kind::Timeout, format!("no complete answer from {host} within {timeout}"))
+            return self.timed_out();
         } else if let Some(refused) = tls::refusal(&error) {
-            (Kind::Tls, format!("{host} {refused}"))
+            (Kind::Tls, format!("{host} {}", redaction.clean(&refused)))
         } else if error.is_connect() {
-            (Kind::Connect, format!("no connection to {host}: {}", innermost(&error)))
+            (Kind::Connect, format!("no connection to {host}: {}", cause()))
         } else if error.is_body() || error.is_decode() {
-            (Kind::Body, format!("the answer of {host} broke off: {}", innermost(&error)))
+            (Kind::Body, format!("the answer of {host} broke off: {}", cause()))
         } else {
-            (Kind::Connect, format!("the connection to {host} broke: {}", innermost(&error)))
+            (Kind::Connect, format!("the connection to {host} broke: {}", cause()))
         };
         ApiError::new(kind, detail).caused_by(error)
     }
 
     /// What an answer that is no success means.
-    async fn refusal(&self, mut response: Response, sent_at: SystemTime) -> ApiError {
-        let status = response.status();
-        if status.is_redirection() {
-            let target = response.headers().get(header::LOCATION).and_then(|to| to.to_str().ok()).unwrap_or("nowhere");
-            let detail = format!("HTTP {}, a redirect to {}", status.as_u16(), error::tame(target));
-            let mut error = ApiError::new(Kind::Redirect, detail);
-            error.status = Some(status.as_u16());
-            return error;
+    fn refusal(
+        &self,
+        response: &Response,
+        body: &[u8],
+        encoding: Option<String>,
+        sent_at: SystemTime,
+        redaction: &Redaction,
+    ) -> ApiError {
+        let (status, headers) = (response.status(), response.headers());
+        let refusal = wire::read_refusal(body).unwrap_or_default();
+        let mut error = api_error(status, headers, &refusal, redaction);
+        if let (None, Some(encoding)) = (&refusal.code, encoding) {
+            error.explain(&encoding);
         }
-        let headers = response.headers().clone();
-        // Whatever of the body can be had: the status already says that this is a failure.
-        let body = read_capped(&mut response, MAX_REFUSAL).await.unwrap_or_default();
-        let mut error = match wire::read_refusal(&body) {
-            Ok(refusal) => api_error(status, &headers, refusal),
-            Err(_) => api_error(status, &headers, Refusal::default()),
-        };
-        if let (Credential::KeyPair { .. }, Some(skew)) = (&self.credential, clock_skew(&headers, sent_at))
+        if let (Credential::KeyPair { .. }, Some(skew)) = (&self.credential, clock_skew(headers, sent_at))
             && status.is_client_error()
         {
             error.explain(&skew);
@@ -365,27 +416,30 @@ fn host_header(endpoint: &Url) -> String {
     endpoint.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-enum ReadError {
-    TooLong,
-    Broken(reqwest::Error),
+fn redirect(response: &Response, redaction: &Redaction) -> ApiError {
+    let target = response.headers().get(header::LOCATION).map(HeaderValue::as_bytes);
+    let target = target.map_or_else(|| "nowhere".into(), String::from_utf8_lossy);
+    let status = response.status().as_u16();
+    let detail = format!("HTTP {status}, a redirect to {}", redaction.clean(&target));
+    let mut error = ApiError::new(Kind::Redirect, detail);
+    error.status = Some(status);
+    error
 }
 
-/// Reads a body and stops as soon as it is longer than `most`.
-async fn read_capped(response: &mut Response, most: usize) -> Result<Bytes, ReadError> {
-    let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(ReadError::Broken)? {
-        if body.len() + chunk.len() > most {
-            return Err(ReadError::TooLong);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.freeze())
+/// Says so where a body is encoded, though that was not asked for.
+fn foreign_encoding(headers: &HeaderMap, redaction: &Redaction) -> Option<String> {
+    let values = headers.get_all(header::CONTENT_ENCODING).into_iter();
+    let text = values.map(|value| String::from_utf8_lossy(value.as_bytes())).collect::<Vec<_>>().join(", ");
+    let is_plain = |coding: &str| coding.is_empty() || coding.eq_ignore_ascii_case(IDENTITY);
+    let is_foreign = !text.split(',').map(str::trim).all(is_plain);
+    is_foreign.then(|| format!("the body has the Content-Encoding {}, which was not asked for", redaction.clean(&text)))
 }
 
 /// An error body of the API, or what stands in its place.
-fn api_error(status: StatusCode, headers: &HeaderMap, refusal: Refusal) -> ApiError {
-    let Refusal { code, message, request_id } = refusal;
-    let kind = kind_of(status, headers, code.as_deref());
+fn api_error(status: StatusCode, headers: &HeaderMap, refusal: &Refusal, redaction: &Redaction) -> ApiError {
+    let kind = kind_of(status, headers, refusal.code.as_deref());
+    let clean = |word: &Option<Box<str>>| word.as_deref().map(|word| redaction.clean(word).into_boxed_str());
+    let (code, message) = (clean(&refusal.code), clean(&refusal.message));
     let mut detail = format!("HTTP {}", status.as_u16());
     if let Some(code) = &code {
         detail.push_str(", code ");
@@ -398,24 +452,29 @@ fn api_error(status: StatusCode, headers: &HeaderMap, refusal: Refusal) -> ApiEr
     let mut error = ApiError::new(kind, detail);
     error.status = Some(status.as_u16());
     error.code = code;
-    error.request_id = request_id;
+    error.request_id = clean(&refusal.request_id);
     error.retry_after = retry_after(headers, SystemTime::now());
     error
 }
 
-fn malformed(status: StatusCode, error: Malformed) -> ApiError {
-    ApiError::new(Kind::Body, format!("HTTP {}, but {}", status.as_u16(), error::tame(&error.to_string())))
-        .caused_by(error)
+fn malformed(status: StatusCode, error: &Malformed, body: &[u8], redaction: &Redaction) -> ApiError {
+    let detail = format!("HTTP {}, but {}", status.as_u16(), redaction.clean(&error.to_string()));
+    let mut failed = ApiError::new(Kind::Body, detail);
+    let request_id = wire::read_refusal(body).ok().and_then(|words| words.request_id);
+    failed.request_id = request_id.map(|id| redaction.clean(&id).into_boxed_str());
+    failed
 }
 
 /// The one place that tells the cases of the reference's Responses apart.
 fn kind_of(status: StatusCode, headers: &HeaderMap, code: Option<&str>) -> Kind {
     let challenged = headers.get("cf-mitigated").is_some_and(|value| value.as_bytes() == b"challenge");
-    match (status.as_u16(), code) {
-        (429, _) | (_, Some("REQUEST_LIMIT_EXCEEDED")) => Kind::RateLimit,
+    match (status.as_u16(), code.and_then(codes::kind)) {
+        (429, _) => Kind::RateLimit,
         (403, _) if challenged => Kind::Challenge,
-        (_, Some("INVALID_INSTANCE_NOT_FOUND")) => Kind::NotFound,
+        (_, Some(kind)) => kind,
+        // It is the key that is not found, or the token.
         (401, _) => Kind::Unauthorized,
+        _ if code.is_some_and(codes::is_not_found) => Kind::NotFound,
         (403, _) => Kind::Forbidden,
         (451, _) => Kind::Policy,
         (500..=599, _) => Kind::Server,
@@ -451,7 +510,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    error::tame(&cause.to_string())
+    cause.to_string()
 }
 
 #[cfg(test)]
@@ -483,6 +542,13 @@ mod tests {
         assert_eq!(kind(401, Some("ANY")), Kind::Unauthorized);
         assert_eq!(kind(403, Some("ANY")), Kind::Forbidden);
         assert_eq!(kind(404, Some("INVALID_INSTANCE_NOT_FOUND")), Kind::NotFound);
+        assert_eq!(kind(403, Some("OPERATION_FAILED_RESOURCE_NOT_FOUND")), Kind::NotFound);
+        assert_eq!(kind(401, Some("Invalid.Instance.Not.Found")), Kind::NotFound);
+        assert_eq!(kind(200, Some("INVALID_ZONE_NOT_FOUND.HKG-A")), Kind::NotFound);
+        assert_eq!(kind(401, Some("ACCESS_KEY_NOT_FOUND")), Kind::Unauthorized);
+        assert_eq!(kind(200, Some("SERVICE_TEMPORARY_UNAVAILABLE")), Kind::Server);
+        assert_eq!(kind(401, Some("REQUEST_TIMED_OUT.upstream")), Kind::Server);
+        assert_eq!(kind(429, Some("INTERNAL_SERVER_ERROR")), Kind::RateLimit);
         assert_eq!(kind(404, None), Kind::Client);
         assert_eq!(kind(451, None), Kind::Policy);
         assert_eq!(kind(502, None), Kind::Server);

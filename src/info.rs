@@ -8,10 +8,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::api::wire::{InfoEntry, MAX_IDS};
-use crate::api::{ApiError, Client, InfoPage, Kind, Session};
+use crate::api::{ApiError, Client, InfoPage, Kind, Round, Session};
 use crate::config::{InstanceInfo, Tag};
 use crate::model::{Findings, Infos};
 use crate::paging::{Budget, Open, Totals, batch_size, look_up, overflow, walk};
@@ -91,7 +91,8 @@ impl Collector {
     /// Reads everything once; `None` when a part of it could not be had, which is logged.
     pub(crate) async fn round(&self) -> Option<Infos> {
         let started = Instant::now();
-        let result = self.within_timeout(self.read_all()).await;
+        let round = self.api_round();
+        let result = round.finish(self.read_all(&round)).await;
         self.telemetry.infos_collected(result.is_ok());
         let duration = format!("{:.3}s", started.elapsed().as_secs_f64());
         match result {
@@ -110,8 +111,9 @@ impl Collector {
 
     async fn look_up_new(&self, ids: &[String]) -> Option<Infos> {
         let ids: Vec<_> = ids.iter().map(String::as_str).collect();
-        let found = self.within_timeout(async {
-            let session = self.client.session().await?;
+        let round = self.api_round();
+        let found = round.finish(async {
+            let session = round.session().await?;
             let mut reading = self.nothing_read();
             for batch in ids.chunks(batch_size::<InfoPage>(&session)) {
                 reading.look_up(&session, 1, batch, &Budget::of(MOST_REQUESTS)).await?;
@@ -121,16 +123,12 @@ impl Collector {
         found.await.inspect_err(|error| log(error, "the next round asks for all", "info look-up failed")).ok()
     }
 
-    async fn within_timeout(&self, read: impl Future<Output = Result<Infos, ApiError>>) -> Result<Infos, ApiError> {
-        timeout(self.settings.timeout, read).await.unwrap_or_else(|_| {
-            let limit = humantime::format_duration(self.settings.timeout);
-            let detail = format!("reading names and the like of instances did not finish within {limit}");
-            Err(ApiError::new(Kind::Deadline, detail))
-        })
+    fn api_round(&self) -> Round<'_> {
+        self.client.round("reading names and the like of instances", self.settings.timeout)
     }
 
-    async fn read_all(&self) -> Result<Infos, ApiError> {
-        let session = self.client.session().await?;
+    async fn read_all(&self, round: &Round<'_>) -> Result<Infos, ApiError> {
+        let session = round.session().await?;
         let Some(named) = self.client.settings().instance_ids.as_deref() else {
             return self.walk(&session).await;
         };

@@ -300,7 +300,7 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
 /// When the client cannot be built or the request fails.
 pub async fn check(config: &Config) -> Result<u64, RunError> {
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
-    let session = client.session().await?;
+    let session = client.round("the check", config.poll.timeout).session().await?;
     let named = config.api.instance_ids.iter().flatten().take(MAX_IDS).map(String::as_str).collect::<Vec<_>>();
     let page: Page = if named.is_empty() { session.page(1).await? } else { session.look_up(&named).await? };
     if config.instance_info.is_some() {

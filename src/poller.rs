@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub(crate) use self::names::Names;
 use crate::api::{ApiError, Client, Kind};
@@ -160,18 +160,16 @@ impl Poller {
 
     async fn collect(&self, statuses: &mut Statuses) -> Result<Collection, ApiError> {
         let named = self.client.settings().instance_ids.as_deref();
+        let round = self.client.round("the poll", self.settings.timeout);
         let collected = async {
-            let session = self.client.session().await?;
+            let session = round.session().await?;
             let Some(named) = named else {
                 return inventory::collect_all(&session, self.history(), statuses).await;
             };
             let named: Vec<_> = named.iter().map(String::as_str).collect();
             inventory::collect_named(&session, &named, statuses).await
         };
-        timeout(self.settings.timeout, collected).await.unwrap_or_else(|_| {
-            let limit = humantime::format_duration(self.settings.timeout);
-            Err(ApiError::new(Kind::Deadline, format!("the poll did not finish within {limit}")))
-        })
+        round.finish(collected).await
     }
 
     fn publish(&mut self, collection: Collection, statuses: Statuses, ended: Moment, took: Duration) {

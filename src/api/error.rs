@@ -56,7 +56,7 @@ pub enum Kind {
     Body,
     /// HTTP 429, or `REQUEST_LIMIT_EXCEEDED` under any status.
     RateLimit,
-    /// HTTP 5xx.
+    /// HTTP 5xx, or a code that says the same under any status.
     Server,
     /// HTTP 401: the signature or the token was refused.
     Unauthorized,
@@ -68,7 +68,7 @@ pub enum Kind {
     Policy,
     /// HTTP 3xx.
     Redirect,
-    /// `INVALID_INSTANCE_NOT_FOUND`, as a look-up of ids that are gone may answer.
+    /// A code of the form `…_NOT_FOUND`, as a look-up of ids that are gone may answer.
     NotFound,
     /// Any other refusal.
     Client,
@@ -76,7 +76,7 @@ pub enum Kind {
     Credentials,
     /// Answers that cannot all be true, or more than the exporter takes.
     Inconsistent,
-    /// The whole poll took longer than `--poll.timeout`.
+    /// The whole poll took longer than `--poll.timeout`, and no request of it failed.
     Deadline,
 }
 
@@ -134,6 +134,11 @@ impl Kind {
             self,
             Self::Timeout | Self::Connect | Self::Tls | Self::Credentials | Self::Inconsistent | Self::Deadline
         )
+    }
+
+    /// Whether the connection may lead to the wrong place, or nowhere: then the next try needs another.
+    pub(super) fn doubts_the_connection(self) -> bool {
+        self.may_pass() && self != Self::RateLimit
     }
 
     /// What a person can do about it; `None` where the detail says it already.
@@ -222,6 +227,13 @@ impl ApiError {
         self
     }
 
+    /// The error of a whole poll or round that ran out of time, of which this is the last error of a request.
+    pub(super) fn kept_from_finishing(mut self, overdue: &str) -> Self {
+        let request = self.request.take().map_or(String::new(), |(action, part)| format!("{action}, {part}: "));
+        self.detail = format!("{overdue}; the last error: {request}{}", self.detail).into_boxed_str();
+        self
+    }
+
     /// Adds to what happened.
     pub fn explain(&mut self, more: &str) {
         self.detail = format!("{}; {more}", self.detail).into_boxed_str();
@@ -250,14 +262,50 @@ impl Error for ApiError {
     }
 }
 
-/// Foreign text made fit for one line of a log: no control characters, and not long.
-pub(crate) fn tame(text: &str) -> String {
+/// Text from outside, fit for one line of a log or page: invisible characters are blanks, and it is not long.
+pub fn clean_foreign_text(text: &str) -> String {
+    shortened(&visible(text))
+}
+
+/// The text with a blank in place of each character that is invisible or changes how others are shown.
+pub(super) fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || is_format_or_separator(c) { ' ' } else { c }).collect()
+}
+
+/// The beginning of a long text.
+pub(super) fn shortened(text: &str) -> String {
     const LONGEST: usize = 300;
-    let mut tamed: String = text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(LONGEST).is_some() {
-        tamed.push('…');
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
-    tamed
+}
+
+/// Unicode's general categories Cf, Zl and Zp (version 16): soft hyphens, marks of direction, line separators, tags.
+fn is_format_or_separator(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{600}'..='\u{605}'
+            | '\u{61c}'
+            | '\u{6dd}'
+            | '\u{70f}'
+            | '\u{890}'..='\u{891}'
+            | '\u{8e2}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{110bd}'
+            | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0001}'
+            | '\u{e0020}'..='\u{e007f}'
+    )
 }
 
 #[cfg(test)]
@@ -279,6 +327,10 @@ mod tests {
         );
         error.tries = 4;
         assert!(error.to_string().contains("(requestId T0001), 4 tries: check"));
+        let late = error.kept_from_finishing("the poll did not finish within 2m").to_string();
+        let says = "the poll did not finish within 2m; the last error: DescribeInstancesStatus, page 3: HTTP 401, code";
+        assert!(late.starts_with(says), "{late}");
+        assert!(late.contains(" (requestId T0001), 4 tries: check"), "{late}");
     }
 
     #[test]
@@ -289,7 +341,30 @@ mod tests {
 
     #[test]
     fn foreign_text_stays_on_one_short_line() {
-        assert_eq!(tame("a\nb\u{1b}[31m"), "a b [31m");
-        assert_eq!(tame(&"é".repeat(400)).chars().count(), 301);
+        assert_eq!(clean_foreign_text("a\nb\u{1b}[31m"), "a b [31m");
+        assert_eq!(clean_foreign_text(&"é".repeat(400)).chars().count(), 301);
+        assert_eq!(clean_foreign_text(&"é".repeat(300)).chars().count(), 300);
+    }
+
+    #[test]
+    fn characters_that_hide_or_turn_others_are_blanks() {
+        for (start, end) in [
+            ('\u{0}', '\u{1f}'),
+            ('\u{7f}', '\u{9f}'),
+            ('\u{200b}', '\u{200f}'),
+            ('\u{2028}', '\u{202e}'),
+            ('\u{2060}', '\u{2064}'),
+            ('\u{2066}', '\u{206f}'),
+            ('\u{e0020}', '\u{e007f}'),
+        ] {
+            for c in start..=end {
+                assert_eq!(clean_foreign_text(&format!("a{c}b")), "a b", "{c:?}");
+            }
+        }
+        for c in ['\u{ad}', '\u{61c}', '\u{180e}', '\u{feff}', '\u{fff9}', '\u{110bd}', '\u{e0001}'] {
+            assert_eq!(clean_foreign_text(&format!("a{c}b")), "a b", "{c:?}");
+        }
+        let plain = "Größe 実例 🦀 a\u{301} \u{a0}\u{3000}\u{2027}\u{2030}";
+        assert_eq!(clean_foreign_text(plain), plain);
     }
 }

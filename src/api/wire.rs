@@ -15,6 +15,7 @@ macro_rules! objects {
 }
 
 mod info;
+mod refusal;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -27,12 +28,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::error::Action;
 
 pub use self::info::{InfoEntry, InfoPage};
+pub use self::refusal::{Refusal, read_refusal};
 
 /// Most ids one request may name (reference: `instanceIds`).
 pub const MAX_IDS: usize = 100;
 
 /// Most entries one page may have (reference: `pageSize`).
 pub const MAX_PAGE_SIZE: usize = 1000;
+
+/// Not part of JSON; some servers send it all the same.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The longest id or status taken, in bytes. Real ids have 18.
 const LONGEST_TEXT: usize = 256;
@@ -77,7 +82,7 @@ pub struct Head {
     pub total_count: u64,
     /// Entries without a usable ID.
     pub unusable: usize,
-    /// The ID of the request, which support asks for.
+    /// The ID of the request as it was sent, which support asks for.
     pub request_id: Option<Box<str>>,
 }
 
@@ -97,6 +102,8 @@ impl Page {
 pub(crate) trait Listing: Default + Send + Sync + Sized {
     /// The action that lists it.
     const ACTION: Action;
+    /// The most bytes that an answer with [`MAX_PAGE_SIZE`] entries may have.
+    const LONGEST_BODY: usize;
     /// One entry of `dataSet`.
     type Entry<'a>: Default + Shape<'a>;
     /// Adds an entry, or counts it where it has no usable id.
@@ -130,6 +137,8 @@ pub(crate) trait Listing: Default + Send + Sync + Sized {
 
 impl Listing for Page {
     const ACTION: Action = Action::DescribeInstancesStatus;
+    /// Thirty times what the entries themselves take.
+    const LONGEST_BODY: usize = 2 << 20;
 
     type Entry<'a> = Entry<'a>;
 
@@ -158,17 +167,6 @@ impl Listing for Page {
     }
 }
 
-/// The API's own word for why it refused.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Refusal {
-    /// Stable.
-    pub code: Option<Box<str>>,
-    /// For people; it may change.
-    pub message: Option<Box<str>>,
-    /// What support asks for.
-    pub request_id: Option<Box<str>>,
-}
-
 /// What a body with HTTP 200 can hold.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer<P = Page> {
@@ -187,6 +185,12 @@ pub enum Malformed {
     /// A page for people, as a proxy or gateway sends it.
     #[error("the body is HTML, not JSON")]
     Html,
+    /// Compressed, without a `Content-Encoding` that says so.
+    #[error("the body is compressed with gzip, and no Content-Encoding says so")]
+    Gzip,
+    /// JSON is UTF-8 on the wire (RFC 8259, 8.1).
+    #[error("the body is UTF-16, not UTF-8")]
+    Utf16,
     /// Not UTF-8.
     #[error("the body is not UTF-8")]
     Encoding(#[from] std::str::Utf8Error),
@@ -215,15 +219,22 @@ pub fn read_infos(body: &[u8]) -> Result<Answer<InfoPage>, Malformed> {
 }
 
 fn read<P: Listing>(body: &[u8]) -> Result<Answer<P>, Malformed> {
+    read_page(body).or_else(|malformed| match read_refusal(body) {
+        Ok(refusal) if refusal.code.as_deref().is_some_and(|code| !code.is_empty()) => Ok(Answer::Refusal(refusal)),
+        _ => Err(malformed),
+    })
+}
+
+fn read_page<P: Listing>(body: &[u8]) -> Result<Answer<P>, Malformed> {
     let envelope: Envelope<'_, P> = read_object(body)?;
     let flat = Payload { total_count: envelope.total_count, data_set: envelope.data_set };
     let Payload { total_count, data_set } = envelope.response.0.unwrap_or(flat);
     let mut page = data_set.map(|entries| entries.0).unwrap_or_default();
     match (total_count, envelope.code.usable()) {
         // A failure may carry a payload at its defaults, which must not pass for an empty account.
-        (_, Some(_)) if page.listed() == 0 => read_refusal(body).map(Answer::Refusal),
+        (_, Some(_)) if page.listed() == 0 => Err(Malformed::Shape),
         (Some(total_count), _) => {
-            let request_id = envelope.request_id.0.map(|id| super::error::tame(&id).into_boxed_str());
+            let request_id = envelope.request_id.0.map(|id| id.into_owned().into_boxed_str());
             let head = page.head_mut();
             (head.total_count, head.request_id) = (total_count, request_id);
             Ok(Answer::Page(page))
@@ -232,35 +243,23 @@ fn read<P: Listing>(body: &[u8]) -> Result<Answer<P>, Malformed> {
     }
 }
 
-/// Reads the body of a refusal; what it does not hold is `None`.
-///
-/// # Errors
-/// When it is no JSON object.
-pub fn read_refusal(body: &[u8]) -> Result<Refusal, Malformed> {
-    let words: Words<'_> = read_object(body)?;
-    let tamed = |text: Text<'_>| text.0.map(|text| super::error::tame(&text).into_boxed_str());
-    Ok(Refusal { code: tamed(words.code), message: tamed(words.message), request_id: tamed(words.request_id) })
+fn read_object<'a, T: Shape<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
+    serde_json::from_str::<Loose<T>>(json_text(body)?)?.0.ok_or(Malformed::Shape)
 }
 
-fn read_object<'a, T: Shape<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
-    let text = std::str::from_utf8(body)?;
+/// The text of a body that may be JSON, without a byte order mark.
+fn json_text(body: &[u8]) -> Result<&str, Malformed> {
+    match body {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Err(Malformed::Utf16),
+        [0x1f, 0x8b, ..] => return Err(Malformed::Gzip),
+        _ => {}
+    }
+    let text = std::str::from_utf8(body)?.trim_start_matches(BYTE_ORDER_MARK);
     match text.trim_start().as_bytes().first() {
         None => Err(Malformed::Empty),
         Some(b'<') => Err(Malformed::Html),
-        Some(_) => serde_json::from_str::<Loose<T>>(text)?.0.ok_or(Malformed::Shape),
+        Some(_) => Ok(text),
     }
-}
-
-/// The words of a refusal, whatever else is beside them.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Words<'a> {
-    #[serde(borrow, default)]
-    request_id: Text<'a>,
-    #[serde(borrow, default)]
-    code: Text<'a>,
-    #[serde(borrow, default)]
-    message: Text<'a>,
 }
 
 #[derive(Deserialize)]
@@ -393,7 +392,7 @@ impl<'de: 'a, 'a> Shape<'de> for StringOrInteger<'a> {
     }
 }
 
-objects!(Words<'de>, Entry<'de>);
+objects!(Entry<'de>);
 
 impl<'de, P: Listing> Shape<'de> for Envelope<'de, P> {
     fn from_object<A: MapAccess<'de>>(entries: A) -> Result<Option<Self>, A::Error> {
@@ -550,19 +549,12 @@ mod tests {
         let body = br#"{"requestId":"T1","code":"REQUEST_LIMIT_EXCEEDED","message":"slow\ndown"}"#;
         let refusal = Refusal {
             code: Some("REQUEST_LIMIT_EXCEEDED".into()),
-            message: Some("slow down".into()),
+            message: Some("slow\ndown".into()),
             request_id: Some("T1".into()),
         };
         assert_eq!(read_answer(body).unwrap(), Answer::Refusal(refusal));
         let with_defaults = br#"{"code":"OPERATION_FAILED","totalCount":0,"dataSet":null}"#;
         assert!(matches!(read_answer(with_defaults), Ok(Answer::Refusal(_))), "a failure is no empty account");
-    }
-
-    #[test]
-    fn a_refusal_keeps_its_words_whatever_is_beside_them() {
-        let body = br#"{"code":"X","requestId":"T1","message":7,"response":"none","totalCount":"n/a","dataSet":{}}"#;
-        let refusal = Refusal { code: Some("X".into()), message: None, request_id: Some("T1".into()) };
-        assert_eq!(read_refusal(body).unwrap(), refusal);
     }
 
     #[test]

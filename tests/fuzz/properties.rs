@@ -6,12 +6,14 @@
 use hyper::Method;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use serde_json::Value;
+use zenlayer_exporter::api::error::clean_foreign_text;
 use zenlayer_exporter::api::wire::{Answer, InfoPage, Page, Refusal, read_answer, read_infos, read_refusal};
 use zenlayer_exporter::http::{Format, Route, accepts_gzip, route};
 use zenlayer_exporter::web_config;
 
 /// The longest id or status that may become a label, in bytes.
 const LONGEST_LABEL: usize = 256;
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 /// The longest text of a refusal, in characters: 300 and the mark of a cut.
 const LONGEST_REFUSAL: usize = 301;
 
@@ -29,6 +31,15 @@ pub fn page(body: &[u8]) {
             assert_ne!(refusal.code.as_deref(), None, "an answer without a code is no refusal");
         }
         Err(_) => {}
+    }
+    let marked = [BYTE_ORDER_MARK, body].concat();
+    match (&answer, read_answer(&marked)) {
+        (Ok(Answer::Page(page)), Ok(Answer::Page(same))) => {
+            assert_eq!(page, &same, "a byte order mark changes nothing");
+        }
+        (Ok(Answer::Refusal(refusal)), Ok(Answer::Refusal(same))) => assert_eq!(refusal, &same),
+        (Ok(answer), other) => panic!("{answer:?} is {other:?} after a byte order mark"),
+        (Err(_), _) => {}
     }
     // A body can be too deep for a `Value`, or have a number out of its range, where the reader skips it unread.
     let Ok(document) = serde_json::from_slice::<Value>(body) else { return };
@@ -110,9 +121,20 @@ pub fn info(body: &[u8]) {
 pub fn refusal(body: &[u8]) {
     let Ok(refusal) = read_refusal(body) else { return };
     check_refusal(&refusal);
+    let marked = [BYTE_ORDER_MARK, body].concat();
+    assert_eq!(read_refusal(&marked).ok().as_ref(), Some(&refusal), "a byte order mark changes nothing");
     let Ok(document) = serde_json::from_slice::<Value>(body) else { return };
-    for (field, text) in [("code", &refusal.code), ("message", &refusal.message), ("requestId", &refusal.request_id)] {
-        assert_eq!(text.is_some(), document[field].is_string(), "{field} is there when it is sent as a string");
+    let words = [("code", &refusal.code), ("message", &refusal.message), ("requestId", &refusal.request_id)];
+    for (field, text) in words {
+        if let Some(sent) = document[field].as_str() {
+            assert_eq!(text.as_deref(), Some(sent), "{field} is as it was sent");
+        }
+    }
+    // A body that is cut off, or goes on after its end, keeps what came before.
+    let goes_on = [body, b"}<html>"].concat();
+    assert_eq!(read_refusal(&goes_on).ok().as_ref(), Some(&refusal), "what follows the body changes nothing");
+    if let Ok(cut) = read_refusal(&body[..body.len() / 2]) {
+        check_refusal(&cut);
     }
 }
 
@@ -158,6 +180,8 @@ fn check_page(page: &Page) {
 
 fn check_refusal(Refusal { code, message, request_id }: &Refusal) {
     for text in [code, message, request_id].into_iter().flatten() {
+        let text = clean_foreign_text(text);
+        assert!(!text.contains(['\u{ad}', '\u{200b}', '\u{2028}', '\u{202e}', '\u{2066}', '\u{feff}']), "{text:?}");
         assert!(!text.contains(char::is_control), "a control character in {text:?}");
         assert!(text.chars().count() <= LONGEST_REFUSAL, "too long for a log: {text:?}");
     }

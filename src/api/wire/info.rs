@@ -76,6 +76,8 @@ impl InfoPage {
 
 impl Listing for InfoPage {
     const ACTION: Action = Action::DescribeInstances;
+    /// Bare metal has about 4 kB an entry, the description of its hardware included; tags may add as much again.
+    const LONGEST_BODY: usize = 16 << 20;
 
     type Entry<'a> = Entry<'a>;
 

@@ -1,0 +1,109 @@
+//! One poll, or one round of a collector: many requests that have to be done within one timeout.
+//!
+//! Invariant: a round that runs out of time reports the failure that kept it from finishing, and no connection
+//! outlives a round that failed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::{ApiError, Client, Kind, Session};
+
+/// What is asked for within one timeout.
+pub struct Round<'a> {
+    client: &'a Client,
+    what: &'static str,
+    limit: Duration,
+    failures: Arc<Failures>,
+}
+
+impl<'a> Round<'a> {
+    pub(super) fn new(client: &'a Client, what: &'static str, limit: Duration) -> Self {
+        Self { client, what, limit, failures: Arc::default() }
+    }
+
+    /// Reads the credential again, for the requests of this round.
+    ///
+    /// # Errors
+    /// When its file does not hold it, or does not answer.
+    pub async fn session(&self) -> Result<Session<'a>, ApiError> {
+        // Half of the round at most: it is the file that has to be named, not the timeout of the round.
+        let credential = self.client.credential(self.limit / 2).await?;
+        Ok(Session { client: self.client, credential, failures: Arc::clone(&self.failures) })
+    }
+
+    /// Does the work of the round.
+    ///
+    /// # Errors
+    /// When the work fails or takes too long. Then the last failure of a request that has not succeeded since is
+    /// returned; [`Kind::Deadline`] where there is none.
+    pub async fn finish<T>(&self, work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+        let result = timeout(self.limit, work).await.unwrap_or_else(|_| {
+            let overdue = format!("{} did not finish within {}", self.what, humantime::format_duration(self.limit));
+            Err(match self.failures.take_last() {
+                Some(error) => error.kept_from_finishing(&overdue),
+                None => ApiError::new(Kind::Deadline, overdue),
+            })
+        });
+        if result.is_err() {
+            self.client.transport.discard_all(Instant::now());
+        }
+        result
+    }
+}
+
+/// The last failure of each request that is still being tried, the most recent at the end.
+#[derive(Default)]
+pub(super) struct Failures {
+    requests: AtomicU64,
+    last: Mutex<Vec<(u64, ApiError)>>,
+}
+
+impl Failures {
+    /// A number for a request that begins.
+    pub(super) fn begin(&self) -> u64 {
+        self.requests.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A try of that request failed, and it will be tried again.
+    pub(super) fn note(&self, request: u64, error: ApiError) {
+        self.end(request);
+        self.last().push((request, error));
+    }
+
+    /// That request is over, however it ended.
+    pub(super) fn end(&self, request: u64) {
+        self.last().retain(|(other, _)| *other != request);
+    }
+
+    fn take_last(&self) -> Option<ApiError> {
+        self.last().pop().map(|(_, error)| error)
+    }
+
+    fn last(&self) -> MutexGuard<'_, Vec<(u64, ApiError)>> {
+        // Every change is complete before anything could panic.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_failure_is_that_of_a_request_that_has_not_succeeded_since() {
+        let failures = Failures::default();
+        let [first, second, third] = std::array::from_fn(|_| failures.begin());
+        failures.note(first, ApiError::new(Kind::Server, "first"));
+        failures.note(second, ApiError::new(Kind::Timeout, "second"));
+        failures.note(third, ApiError::new(Kind::Connect, "third"));
+        failures.note(first, ApiError::new(Kind::RateLimit, "first again"));
+        failures.end(third);
+        let mut taken = std::iter::from_fn(|| failures.take_last()).map(|error| error.kind);
+        assert_eq!(taken.next(), Some(Kind::RateLimit));
+        assert_eq!(taken.next(), Some(Kind::Timeout));
+        assert_eq!(taken.next(), None);
+    }
+}
