@@ -91,6 +91,8 @@ pub struct Knobs {
     pub fault: Option<Fault>,
     /// The one action that it goes wrong with; `None`: with all.
     pub fault_of: Option<Action>,
+    /// It goes wrong only on this many connections, the first that were opened; `None`: on all.
+    pub fault_on_first: Option<usize>,
 }
 
 impl Knobs {
@@ -114,6 +116,7 @@ impl Knobs {
             rewrite: None,
             fault: None,
             fault_of: None,
+            fault_on_first: None,
         }
     }
 
@@ -141,6 +144,8 @@ pub struct Tally {
     pub in_flight: usize,
     /// The most that were under way at once.
     pub most_at_once: usize,
+    /// Connections that were opened.
+    pub connections: usize,
 }
 
 /// A running simulated API; it ends when dropped.
@@ -241,7 +246,8 @@ async fn serve(listener: TcpListener, state: Arc<State>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let state = Arc::clone(&state);
-        let service = service_fn(move |request| answer(Arc::clone(&state), request));
+        let connection = state.count_connection();
+        let service = service_fn(move |request| answer(Arc::clone(&state), connection, request));
         connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         while connections.try_join_next().is_some() {}
     }
@@ -249,6 +255,7 @@ async fn serve(listener: TcpListener, state: Arc<State>) {
 
 async fn answer(
     state: Arc<State>,
+    connection: usize,
     request: Request<hyper::body::Incoming>,
 ) -> Result<Response<Body>, std::convert::Infallible> {
     let knobs = lock(&state.knobs).clone();
@@ -261,12 +268,13 @@ async fn answer(
         Err(_) => Err(Rejection(413, "REQUEST_TOO_LARGE", "the request is too large")),
     };
     let hit = |only: Action| text(&head.headers, "x-zc-action") == only.to_string();
-    let fault = knobs.fault.as_ref().filter(|_| knobs.fault_of.is_none_or(hit));
+    let is_faulty = knobs.fault_of.is_none_or(hit) && knobs.fault_on_first.is_none_or(|first| connection <= first);
+    let fault = knobs.fault.as_ref().filter(|_| is_faulty);
     let mut response = match (&outcome, fault) {
         // A fault stands for the API and all that is before it: no request gets past.
         (outcome, Some(fault)) => {
             let right = outcome.as_ref().map_or_else(|_| Bytes::new(), |payload| success(&knobs, &request_id, payload));
-            fault.apply(right).await
+            fault.apply(right, text(&head.headers, "authorization")).await
         }
         (Ok(payload), None) => Response::new(whole(success(&knobs, &request_id, payload))),
         (Err(rejection), None) => rejection.response(&request_id),
@@ -337,6 +345,13 @@ impl Default for Describe {
 }
 
 impl State {
+    /// Returns the number of the connection, from 1.
+    fn count_connection(&self) -> usize {
+        let mut tally = lock(&self.tally);
+        tally.connections += 1;
+        tally.connections
+    }
+
     fn count(&self, status: StatusCode) {
         let mut tally = lock(&self.tally);
         match status.as_u16() {

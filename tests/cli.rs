@@ -553,12 +553,19 @@ async fn a_secret_is_nowhere_to_be_read() {
     let mut by_profile = with(&["--zenlayer.profile=default"]);
     by_profile.env("HOME", directory.path());
     for (command, secret) in [(&mut by_key, PASSWORD), (&mut by_token, TOKEN), (&mut by_profile, PASSWORD)] {
-        // The first poll is refused, the next succeeds.
-        simulator.set(|knobs| knobs.fault = Some(Fault::answer(401, "{\"code\":\"NO\"}")));
+        // The first polls are answered with what they sent, the next succeeds.
+        simulator.set(|knobs| knobs.fault = Some(Fault::Echo(401)));
         let running = Running::start(command);
-        running.until_a_poll_ends_with("unauthorized").await;
-        simulator.set(|knobs| knobs.fault = None);
         let mut seen = std::fs::read_to_string(format!("/proc/{}/cmdline", running.child.id())).unwrap();
+        for (status, outcome) in [(401, "unauthorized"), (307, "redirect"), (200, "client")] {
+            simulator.set(|knobs| knobs.fault = Some(Fault::Echo(status)));
+            running.until_a_poll_ends_with(outcome).await;
+            let ready = common::request(running.address, Method::GET, "/readyz", &[]).await;
+            assert!(ready.text().contains("[redacted]"), "{}", ready.text());
+            seen.push_str(ready.text());
+            seen.push_str(common::request(running.address, Method::GET, "/", &[]).await.text());
+        }
+        simulator.set(|knobs| knobs.fault = None);
         loop {
             let metrics = common::request(running.address, Method::GET, "/metrics", &[]).await;
             if Metrics::parse(metrics.text()).value("zenlayer_up", &[]) == Some(1.0) {
@@ -608,6 +615,84 @@ async fn a_secret_that_changes_is_nowhere_to_be_read() {
             assert!(!seen.contains(secret), "{secret}:\n{seen}");
         }
     }
+}
+
+impl Running {
+    async fn metrics(&self) -> Metrics {
+        Metrics::parse(common::request(self.address, Method::GET, "/metrics", &[]).await.text())
+    }
+
+    /// Waits until the metrics are as they should be.
+    async fn until(&self, is_so: impl Fn(&Metrics) -> bool) -> Metrics {
+        let deadline = tokio::time::Instant::now() + 3 * common::PATIENCE;
+        loop {
+            let metrics = self.metrics().await;
+            if is_so(&metrics) {
+                return metrics;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "it never came to pass:\n{}", metrics.text);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What Linux says of the process under that name.
+    fn proc_status(&self, name: &str) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_file_that_hangs_blocks_one_thread_and_recovers() {
+    let simulator = simulator(5).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("token"), TOKEN).unwrap();
+    let file = format!("--zenlayer.token-file={}", path("token").display());
+    let flags = ["--web.listen-address=127.0.0.1:0", "--poll.interval=1s", "--poll.timeout=1s", &file];
+    let running = Running::start(&mut on_simulator(&simulator, &flags));
+    let polls =
+        |metrics: &Metrics, outcome| metrics.value("zenlayer_exporter_polls_total", &[("outcome", outcome)]).unwrap();
+    running.until(|metrics| polls(metrics, "success") >= 2.0).await;
+    let threads = running.proc_status("Threads");
+
+    assert!(Command::new("mkfifo").arg(path("fifo")).status().unwrap().success());
+    std::fs::rename(path("fifo"), path("token")).unwrap();
+    let hung = running.until(|metrics| polls(metrics, "credentials") >= 6.0).await;
+    let more = running.proc_status("Threads") - threads;
+    assert!(more <= 3, "{more} more threads after 6 polls");
+    let page = common::request(running.address, Method::GET, "/", &[]).await;
+    let says = format!("{} cannot be read within 500ms: check the file system that it is on", path("token").display());
+    assert!(page.text().contains(&says), "{}", page.text());
+    assert_eq!(hung.instances(), held(&simulator), "the last good answer stays");
+
+    // What was read when the hang ended is used by the next poll.
+    std::fs::write(path("token"), TOKEN).unwrap();
+    running.until(|metrics| polls(metrics, "success") > polls(&hung, "success")).await;
+    let again = running.until(|metrics| polls(metrics, "credentials") > polls(&hung, "credentials")).await;
+
+    // Another file in its place is read, though the first hangs for ever.
+    std::fs::write(path("new"), TOKEN).unwrap();
+    std::fs::rename(path("new"), path("token")).unwrap();
+    running.until(|metrics| polls(metrics, "success") >= polls(&again, "success") + 3.0).await;
+    let (code, _) = running.signal("TERM");
+    assert_eq!(code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_share_one_budget_of_memory() {
+    const INSTANCES: usize = 8000;
+    let simulator = simulator(INSTANCES).await;
+    simulator.set(|knobs| {
+        knobs.fault = Some(Fault::Padded(15 << 20));
+        knobs.fault_of = Some(Action::DescribeInstances);
+    });
+    let flags = ["--web.listen-address=127.0.0.1:0", "--zenlayer.concurrency=64", "--collector.instance-info"];
+    let running = Running::start(&mut on_simulator(&simulator, &flags));
+    running.until(|metrics| metrics.count("zenlayer_instance_info") == INSTANCES).await;
+    let peak = running.proc_status("VmHWM") / 1024;
+    assert!(peak < 110, "{peak} MiB at most, with 8 pages of 15 MiB");
 }
 
 #[test]

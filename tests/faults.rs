@@ -17,6 +17,7 @@ use common::{Exporter, Metrics, config, held};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use zenlayer_exporter::Options;
+use zenlayer_exporter::api::Action;
 use zenlayer_exporter::clock::Clock;
 use zenlayer_exporter::config::{Config, CredentialSource, SecretSource, Target};
 use zenlayer_exporter::model::Service;
@@ -119,6 +120,11 @@ fn with_header(status: u16, name: &'static str, value: &str, body: &'static str)
     Fault::Answer { status, headers: vec![(name, value.to_owned())], body: body.into() }
 }
 
+/// Code and request ID stand before and after a message of that length.
+fn long_refusal(length: usize) -> String {
+    format!(r#"{{"code":"NO","requestId":"T7","message":"{}","after":1}}"#, "m".repeat(length))
+}
+
 faults! {
     http_500: Fault::answer(500, r#"{"requestId":"T5","code":"INTERNAL_SERVER_ERROR","message":"oops"}"#)
         => "server", 4.0, "HTTP 500, code INTERNAL_SERVER_ERROR, oops (requestId T5), 4 tries: the API itself fails";
@@ -138,6 +144,38 @@ faults! {
         => "body", 4.0, "HTTP 200, but the body has neither totalCount nor code";
     http_400: Fault::answer(400, r#"{"requestId":"T4","code":"INVALID_PARAMETER","message":"bad"}"#)
         => "client", 1.0, "HTTP 400, code INVALID_PARAMETER, bad (requestId T4)";
+    outage_under_400: Fault::answer(400, r#"{"requestId":"T6","code":"SERVICE_TEMPORARY_UNAVAILABLE","message":"m"}"#)
+        => "server", 4.0, "HTTP 400, code SERVICE_TEMPORARY_UNAVAILABLE, m (requestId T6), 4 tries: the API itself fails";
+    outage_under_200: Fault::answer(200, r#"{"requestId":"T6","code":"Internal.Server.Error","message":"m"}"#)
+        => "server", 4.0, "HTTP 200, code Internal.Server.Error, m (requestId T6), 4 tries";
+    outage_under_401: Fault::answer(401, r#"{"requestId":"T6","code":"REQUEST_TIMED_OUT.db","message":"m"}"#)
+        => "server", 4.0, "HTTP 401, code REQUEST_TIMED_OUT.db, m (requestId T6), 4 tries";
+    rate_limit_of_the_account: Fault::answer(403, r#"{"requestId":"T9","code":"request_limit_exceeded.Account"}"#)
+        => "rate_limit", 4.0, "HTTP 403, code request_limit_exceeded.Account (requestId T9), 4 tries: raise --poll";
+    a_page_of_a_zone_that_is_gone: Fault::answer(404, r#"{"requestId":"T4","code":"INVALID_ZONE_NOT_FOUND"}"#)
+        => "not_found", 1.0, "HTTP 404, code INVALID_ZONE_NOT_FOUND (requestId T4)";
+    gzip_200: with_header(200, "content-encoding", "gzip", "anything")
+        => "body", 4.0, "HTTP 200, but the body has the Content-Encoding gzip, which was not asked for, 4 tries";
+    gzip_without_a_header: Fault::answer(200, &b"\x1f\x8b\x08\0"[..])
+        => "body", 4.0, "HTTP 200, but the body is compressed with gzip, and no Content-Encoding says so";
+    gzip_503: with_header(503, "content-encoding", "x\u{ad}gzip", "anything")
+        => "server", 4.0, "HTTP 503; the body has the Content-Encoding x gzip, which was not asked for, 4 tries";
+    utf_16: Fault::answer(200, &b"\xff\xfe{\0}\0"[..])
+        => "body", 4.0, "HTTP 200, but the body is UTF-16, not UTF-8";
+    refusal_after_a_byte_order_mark: Fault::answer(400, "\u{feff}{\"requestId\":\"T7\",\"code\":\"NO\",\"message\":\"m\"}")
+        => "client", 1.0, "HTTP 400, code NO, m (requestId T7)";
+    refusal_that_is_long: Fault::answer(400, long_refusal(200 << 10))
+        => "client", 1.0, "HTTP 400, code NO, mmmmm";
+    refusal_without_end: Fault::answer(400, long_refusal(1 << 20))
+        => "client", 1.0, "… (requestId T7)";
+    refusal_in_an_error_object: Fault::answer(400, r#"{"Response":{"Error":{"Code":"NO","Message":"m"},"RequestId":"T7"}}"#)
+        => "client", 1.0, "HTTP 400, code NO, m (requestId T7)";
+    refusal_before_garbage: Fault::answer(200, r#"{"requestId":"T7","code":"NO","message":"m"}<html>"#)
+        => "client", 1.0, "HTTP 200, code NO, m (requestId T7)";
+    page_that_breaks_off: Fault::answer(200, r#"{"requestId":"T7","response":{"totalCount":1,"#)
+        => "body", 4.0, "HTTP 200, but the body is not the JSON it should be: EOF while parsing a value at line 1 column 45 (requestId T7)";
+    characters_that_turn_others: Fault::answer(400, "{\"code\":\"N\u{202e}O\",\"requestId\":\"T\u{2066}7\",\"message\":\"a\u{2028}b\u{ad}c\"}")
+        => "client", 1.0, "HTTP 400, code N O, a b c (requestId T 7)";
     http_401: Fault::answer(401, r#"{"requestId":"T1","code":"INVALID_SIGNATURE","message":"no match"}"#)
         => "unauthorized", 1.0, "HTTP 401, code INVALID_SIGNATURE, no match (requestId T1): check that access key id";
     http_403: Fault::answer(403, r#"{"requestId":"T3","code":"FORBIDDEN","message":"no"}"#)
@@ -538,6 +576,144 @@ async fn a_poll_that_takes_too_long_ends() {
     exporter.until(|_| log().contains("the poll did not finish within 200ms: raise --poll.timeout")).await;
     simulator.set(|knobs| knobs.fault = None);
     exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+}
+
+#[tokio::test]
+async fn a_poll_that_takes_too_long_reports_the_last_error_of_its_requests() {
+    start_log();
+    let body = r#"{"requestId":"T8","code":"MAINTENANCE","message":"back soon"}"#;
+    let waits = |status| {
+        let headers = vec![("retry-after", "60".to_owned())];
+        Fault::Answer { status, headers, body: body.into() }
+    };
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let mut config = impatient(&simulator, &["--zenlayer.page-size=10"]);
+    config.poll.timeout = Duration::from_millis(300);
+    let exporter = Exporter::ready(config).await;
+    simulator.set(|knobs| knobs.fault = Some(waits(503)));
+    let polls = |metrics: &Metrics, outcome| metrics.value("zenlayer_exporter_polls_total", &[("outcome", outcome)]);
+    exporter.until(|metrics| polls(metrics, "server") >= Some(2.0)).await;
+    let says = "the poll did not finish within 300ms; the last error: DescribeInstancesStatus, page 1: HTTP 503, code \
+                MAINTENANCE, back soon (requestId T8): the API itself fails";
+    assert!(exporter.get("/").await.text().contains(says));
+    assert!(log().contains(r#"code="MAINTENANCE" requestId="T8" error=the poll did not finish"#), "{}", log());
+
+    // A rate limit holds requests back before they are sent.
+    simulator.set(|knobs| knobs.fault = Some(waits(429)));
+    let metrics = exporter.until(|metrics| polls(metrics, "rate_limit") >= Some(1.0)).await;
+    assert_eq!(polls(&metrics, "deadline"), Some(0.0));
+}
+
+#[tokio::test]
+async fn an_error_that_was_followed_by_success_is_not_blamed() {
+    let knobs = Knobs { latency: Duration::from_millis(50), ..Knobs::still(Service::Vm, 60) };
+    let simulator = Simulator::start(knobs).await.unwrap();
+    let mut config = impatient(&simulator, &["--zenlayer.page-size=1", "--zenlayer.concurrency=1"]);
+    config.poll.timeout = Duration::from_secs(6);
+    config.api.request_timeout = common::PATIENCE;
+    let exporter = Exporter::ready(config).await;
+    let connections = simulator.tally().connections;
+    simulator.set(|knobs| {
+        knobs.fault = Some(Fault::answer(503, ""));
+        knobs.fault_on_first = Some(connections);
+    });
+    exporter.until(|metrics| metrics.sum("zenlayer_exporter_api_retries_total") >= 1.0).await;
+    let answered = simulator.tally().answered;
+    exporter.until(|_| simulator.tally().answered > answered + 2).await;
+    simulator.set(|knobs| {
+        knobs.fault = Some(Fault::HangBeforeHeaders);
+        knobs.fault_on_first = None;
+    });
+    let polls = |metrics: &Metrics, outcome| metrics.value("zenlayer_exporter_polls_total", &[("outcome", outcome)]);
+    let metrics = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(0.0)).await;
+    assert_eq!((polls(&metrics, "deadline"), polls(&metrics, "server")), (Some(1.0), Some(0.0)));
+}
+
+#[tokio::test]
+async fn a_round_that_takes_too_long_reports_the_last_error_of_its_requests() {
+    start_log();
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let mut config = impatient(&simulator, &["--collector.instance-info"]);
+    config.instance_info.as_mut().unwrap().timeout = Duration::from_millis(300);
+    let body = r#"{"requestId":"T8","code":"MAINTENANCE","message":"back soon"}"#;
+    simulator.set(|knobs| {
+        let headers = vec![("retry-after", "60".to_owned())];
+        knobs.fault = Some(Fault::Answer { status: 503, headers, body: body.into() });
+        knobs.fault_of = Some(Action::DescribeInstances);
+    });
+    let exporter = Exporter::ready(config).await;
+    let says = "did not finish within 300ms; the last error: DescribeInstances, page 1: HTTP 503, code MAINTENANCE, back \
+                soon (requestId T8): the API itself fails";
+    exporter.until(|_| log().contains("info round failed")).await;
+    assert!(log().contains(says), "{}", log());
+}
+
+/// Kept connections lead to what the API has left; new ones lead to the API. Returns what three polls made of it.
+async fn leave_connections_behind(fault: Fault) -> (Metrics, Metrics) {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
+    let before = exporter.metrics().await;
+    simulator.set(|knobs| knobs.fault = Some(fault));
+    let connections = simulator.tally().connections;
+    simulator.set(|knobs| knobs.fault_on_first = Some(connections));
+    let after = exporter.polls(3).await;
+    assert!(simulator.tally().connections > connections, "no new connection");
+    assert_eq!(after.value("zenlayer_up", &[]), Some(1.0));
+    (before, after)
+}
+
+#[tokio::test]
+async fn a_failed_try_is_repeated_on_a_new_connection() {
+    for fault in [
+        Fault::answer(503, ""),
+        Fault::answer(400, r#"{"code":"SERVICE_TEMPORARY_UNAVAILABLE"}"#),
+        Fault::answer(200, HTML),
+        Fault::HangBeforeHeaders,
+        Fault::HangMidBody,
+        Fault::BrokenOff,
+    ] {
+        let (before, after) = leave_connections_behind(fault.clone()).await;
+        let retries = |metrics: &Metrics| metrics.sum("zenlayer_exporter_api_retries_total");
+        assert!(retries(&after) > retries(&before), "{fault:?} was never met");
+        let success = [("outcome", "success")];
+        let failed = |metrics: &Metrics| {
+            let polls = metrics.sum("zenlayer_exporter_polls_total");
+            polls - metrics.value("zenlayer_exporter_polls_total", &success).unwrap()
+        };
+        assert_eq!(failed(&after), failed(&before), "{fault:?}: a poll failed");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_poll_is_repeated_on_new_connections() {
+    let shorter = r#"{"totalCount":25,"dataSet":[]}"#;
+    for fault in [Fault::answer(404, HTML), Fault::answer(401, ""), Fault::Echo(302), Fault::answer(200, shorter)] {
+        let (before, after) = leave_connections_behind(fault.clone()).await;
+        let failed = |metrics: &Metrics| {
+            let polls = metrics.sum("zenlayer_exporter_polls_total");
+            polls - metrics.value("zenlayer_exporter_polls_total", &[("outcome", "success")]).unwrap()
+        };
+        assert_eq!(failed(&after) - failed(&before), 1.0, "{fault:?}: polls failed");
+    }
+}
+
+#[tokio::test]
+async fn many_connections_that_die_silently_cost_one_try() {
+    let knobs = Knobs { latency: Duration::from_millis(30), ..Knobs::still(Service::Vm, 25) };
+    let simulator = Simulator::start(knobs).await.unwrap();
+    let exporter =
+        Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=2", "--zenlayer.concurrency=16"])).await;
+    let connections = simulator.tally().connections;
+    assert!(connections >= 11, "{connections} connections");
+    simulator.set(|knobs| {
+        knobs.fault = Some(Fault::HangBeforeHeaders);
+        knobs.fault_on_first = Some(connections);
+    });
+    let metrics = exporter.polls(3).await;
+    assert_eq!(metrics.value("zenlayer_exporter_polls_total", &[("outcome", "timeout")]), Some(0.0));
+    let retries = metrics.value("zenlayer_exporter_api_retries_total", &[("reason", "timeout")]).unwrap();
+    // Each request that was under way then: only page 1, unless it happened in the middle of a poll.
+    assert!((1.0..=12.0).contains(&retries), "{retries} retries");
 }
 
 #[tokio::test]

@@ -425,7 +425,8 @@ async fn the_page_shows_names_of_what_does_not_run() {
     let exporter = Exporter::ready(with_info(&simulator, &[], ONCE)).await;
     exporter.until(|metrics| metrics.count(INFO) == 2).await;
     let page = exporter.get("/").await;
-    assert!(page.text().contains("<td>&lt;b&gt;db</td><td>HKG-A</td><td>STOPPED</td>"), "{}", page.text());
+    let row = "<td><bdi>&lt;b&gt;db</bdi></td><td><bdi>HKG-A</bdi></td><td><bdi>STOPPED</bdi></td>";
+    assert!(page.text().contains(row), "{}", page.text());
 }
 
 #[tokio::test]

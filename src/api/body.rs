@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_fits_the_page_and_leavesroom_for_a_small_one() {
+    fn a_limit_fits_the_page_and_leaves_room_for_a_small_one() {
         let of = |longest: usize, entries| in_words(limit(longest << 20, entries));
         assert_eq!(of(2, 1000), "2 MiB");
         assert_eq!(of(2, 500), "1 MiB");

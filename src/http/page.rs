@@ -1,6 +1,6 @@
 //! The page for a person at `/`: what is running, how the last poll went, what is not RUNNING.
 //!
-//! Invariant: every value from outside is escaped, and nothing is loaded from anywhere else, which the content
+//! Invariant: every value from outside is escaped and isolated, and nothing is loaded from anywhere else, which the content
 //! security policy holds the browser to. It must not know sockets or how a poll is done.
 
 use std::fmt::Write;
@@ -109,7 +109,7 @@ fn state(page: &mut String, view: &View<'_>) {
     page.extend(["<p class=\"state ", class, "\">", &text, "</p>\n"]);
     if let (Some(cause), Some(report)) = (cause, view.report) {
         let ago = in_seconds(view.now.duration_since(report.at).unwrap_or_default());
-        page.extend(["<p>", &ago, " ago: ", &escape(cause), "</p>\n"]);
+        page.extend(["<p>", &ago, " ago: ", &foreign(cause), "</p>\n"]);
     }
 }
 
@@ -142,10 +142,10 @@ fn others(page: &mut String, snapshot: &Rendered, infos: Option<&Infos>) {
     let _ = writeln!(page, "<h2>{count} not RUNNING</h2>\n<table id=\"others\">");
     for instance in others().take(MOST_LISTED) {
         let status = shown_status(snapshot.statuses.name(instance.status));
-        page.extend(["<tr><td>", &escape(instance.id), "</td>"]);
+        page.extend(["<tr><td>", &foreign(instance.id), "</td>"]);
         if let Some(infos) = infos {
             let (name, zone) = infos.find(instance.id).map_or(("", ""), |info| (info.name, info.zone()));
-            page.extend(["<td>", &escape(name), "</td><td>", &escape(zone), "</td>"]);
+            page.extend(["<td>", &foreign(name), "</td><td>", &foreign(zone), "</td>"]);
         }
         page.extend(["<td>", &status, "</td></tr>\n"]);
     }
@@ -156,7 +156,7 @@ fn others(page: &mut String, snapshot: &Rendered, infos: Option<&Infos>) {
 }
 
 fn shown_status(name: &str) -> String {
-    if name.is_empty() { "(no status)".to_owned() } else { escape(name) }
+    if name.is_empty() { "(no status)".to_owned() } else { foreign(name) }
 }
 
 pub(super) fn in_seconds(span: Duration) -> String {
@@ -167,6 +167,11 @@ pub(super) fn in_seconds(span: Duration) -> String {
 fn with_code(text: &str) -> String {
     let parts = text.split('`').enumerate();
     parts.map(|(n, part)| if n % 2 == 0 { escape(part) } else { format!("<code>{}</code>", escape(part)) }).collect()
+}
+
+/// Text from outside: whatever direction it is written in, it does not turn what is beside it.
+fn foreign(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("<bdi>{}</bdi>", escape(text)) }
 }
 
 /// Text as it may stand between tags and in quoted attributes.
@@ -218,8 +223,11 @@ mod tests {
     fn every_value_is_escaped() {
         let hostile = "<script>alert(1)</script>";
         let page = page(Some(Err("<b>\"&'")), Some(&snapshot(&[(hostile, "<i>")])));
-        assert!(page.contains("<td>&lt;script&gt;alert(1)&lt;/script&gt;</td><td>&lt;i&gt;</td>"), "{page}");
-        assert!(page.contains("5s ago: &lt;b&gt;&quot;&amp;&#39;</p>"), "{page}");
+        assert!(
+            page.contains("<td><bdi>&lt;script&gt;alert(1)&lt;/script&gt;</bdi></td><td><bdi>&lt;i&gt;</bdi></td>"),
+            "{page}"
+        );
+        assert!(page.contains("5s ago: <bdi>&lt;b&gt;&quot;&amp;&#39;</bdi></p>"), "{page}");
         assert!(page.contains("polls https://&lt;api&gt; (<code>vm</code>) every 30s"), "{page}");
         assert_eq!(page.matches("<script>").count(), 1, "the page's own and no other");
     }
@@ -248,10 +256,13 @@ mod tests {
         let stopped = snapshot(&[("i-1", "STOPPED"), ("i-2", "STOPPED"), ("i-3", "RUNNING")]);
         let page = page_with(Some(Ok(3)), Some(&stopped), Some(&infos));
         assert!(
-            page.contains("<tr><td>i-1</td><td>&lt;b&gt;db</td><td>SIN-&quot;A</td><td>STOPPED</td></tr>"),
+            page.contains("<tr><td><bdi>i-1</bdi></td><td><bdi>&lt;b&gt;db</bdi></td><td><bdi>SIN-&quot;A</bdi></td><td><bdi>STOPPED</bdi></td></tr>"),
             "{page}"
         );
-        assert!(page.contains("<tr><td>i-2</td><td></td><td></td><td>STOPPED</td></tr>"), "{page}");
+        assert!(
+            page.contains("<tr><td><bdi>i-2</bdi></td><td></td><td></td><td><bdi>STOPPED</bdi></td></tr>"),
+            "{page}"
+        );
     }
 
     #[test]
@@ -261,7 +272,7 @@ mod tests {
         let stopped: Vec<_> = ids.iter().map(|id| (&**id, "STOPPED")).collect();
         let page = page(Some(Ok(250)), Some(&snapshot(&stopped)));
         assert!(page.contains("<h2>250 not RUNNING</h2>"));
-        assert!(page.contains("<td>i-199</td><td>STOPPED</td>") && !page.contains("<td>i-200</td>"));
+        assert!(page.contains("<td><bdi>i-199</bdi></td>") && !page.contains("<bdi>i-200</bdi>"));
         assert!(page.contains("and 50 more"));
     }
 }

@@ -10,6 +10,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::Response;
 use hyper::body::Frame;
+use serde_json::json;
 
 /// A body that may break.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -38,6 +39,10 @@ pub enum Fault {
     Drip(Duration),
     /// White space without end.
     Endless,
+    /// The right body after that many blanks, in chunks.
+    Padded(usize),
+    /// A refusal that has the request's `Authorization` header wherever a text can be.
+    Echo(u16),
 }
 
 impl Fault {
@@ -47,7 +52,7 @@ impl Fault {
     }
 
     /// Does to `right`, the body that would have been sent, what the fault says.
-    pub(super) async fn apply(&self, right: Bytes) -> Response<Body> {
+    pub(super) async fn apply(&self, right: Bytes, authorization: &str) -> Response<Body> {
         let half = right.slice(..right.len() / 2);
         let chunk = |bytes: Bytes| stream::once(async move { Ok(Frame::data(bytes)) });
         match self.clone() {
@@ -83,6 +88,17 @@ impl Fault {
                 let blank = Bytes::from(vec![b' '; 64 << 10]);
                 let blanks = stream::repeat_with(move || Ok(Frame::data(blank.clone())));
                 Response::new(StreamBody::new(blanks).boxed_unsync())
+            }
+            Self::Padded(length) => {
+                let blank = Bytes::from(vec![b' '; 64 << 10]);
+                let blanks = stream::iter(0..length.div_ceil(blank.len())).map(move |_| Ok(Frame::data(blank.clone())));
+                Response::new(StreamBody::new(blanks.chain(chunk(right))).boxed_unsync())
+            }
+            Self::Echo(status) => {
+                let message = format!("not accepted: Authorization: {authorization}");
+                let body = json!({"code": authorization, "requestId": authorization, "message": message});
+                let response = Response::builder().status(status).header("location", authorization);
+                response.body(whole(body.to_string().into())).expect("a test's status and headers are valid")
             }
         }
     }
