@@ -146,7 +146,7 @@ impl Client {
     }
 
     async fn credential(&self, limit: Duration) -> Result<Credential, ApiError> {
-        let read = self.credentials.read(limit.min(credentials::LONGEST_READ)).await;
+        let read = self.credentials.read(limit).await;
         read.map_err(|error| ApiError::new(Kind::Credentials, error.to_string()).caused_by(error))
     }
 }
@@ -309,7 +309,7 @@ impl Session<'_> {
         let (body, outcome) = self.client.bodies.read(&mut response, longest, &mut time).await;
         if !status.is_success() {
             // Whatever of the body could be read: the status already says that this is a failure.
-            return Err(self.refusal(&response, &body.bytes, encoding, sent_at, &redaction));
+            return Err(self.refusal(&response, body.bytes(), encoding, sent_at, &redaction));
         }
         outcome.map_err(|error| match error {
             ReadError::TooLong => {
@@ -319,14 +319,14 @@ impl Session<'_> {
             ReadError::TimedOut => self.timed_out(),
             ReadError::Broken(error) => self.transport_error(error, &redaction),
         })?;
-        match P::read(&body.bytes) {
+        match P::read(body.bytes()) {
             Ok(Answer::Page(mut page)) => {
                 let request_id = &mut page.head_mut().request_id;
                 *request_id = request_id.take().map(|id| redaction.clean(&id).into_boxed_str());
                 Ok(page)
             }
             Ok(Answer::Refusal(refusal)) => Err(api_error(status, response.headers(), &refusal, &redaction)),
-            Err(error) => Err(malformed(status, &error, &body.bytes, &redaction)),
+            Err(error) => Err(malformed(status, &error, body.bytes(), &redaction)),
         }
     }
 

@@ -20,17 +20,23 @@ impl Buffer {
     }
 
     /// Appends each part.
-    pub(crate) fn extend<'a>(&mut self, parts: impl IntoIterator<Item = &'a str>) {
+    pub(crate) fn extend<T: AsRef<[u8]>>(&mut self, parts: impl IntoIterator<Item = T>) {
         for part in parts {
+            let part = part.as_ref();
             let end = self.length + part.len();
             if end > self.map.len() {
                 let mut larger = map(end.max(2 * self.map.len()));
                 larger[..self.length].copy_from_slice(&self.map[..self.length]);
                 self.map = larger;
             }
-            self.map[self.length..end].copy_from_slice(part.as_bytes());
+            self.map[self.length..end].copy_from_slice(part);
             self.length = end;
         }
+    }
+
+    /// What was written.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map[..self.length]
     }
 
     /// The text, to be shared without being copied.

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,10 +17,8 @@ use tokio::time::timeout;
 use crate::config::{CredentialSource, SecretSource};
 use crate::exposure;
 use crate::profile::{self, ProfileError};
-use crate::secret::{Credential, Secret, SecretFileError};
+use crate::secret::{Credential, LONGEST_READ, Secret, SecretFileError};
 
-/// How long a file may take.
-pub(crate) const LONGEST_READ: Duration = Duration::from_secs(5);
 /// Reads at a time, where a file that hangs was replaced, and the next one hangs too.
 const MOST_READS: usize = 4;
 
@@ -33,18 +31,6 @@ pub(crate) enum CredentialError {
     /// The vendor's file.
     #[error(transparent)]
     Profile(#[from] ProfileError),
-    /// Either of them, on a file system that does not answer.
-    #[error(
-        "{} cannot be read within {}: check the file system that it is on",
-        path.display(),
-        humantime::format_duration(*limit)
-    )]
-    Hangs {
-        /// The file.
-        path: PathBuf,
-        /// How long it had.
-        limit: Duration,
-    },
 }
 
 /// Reads a credential again and again, whatever becomes of the file system that it is on.
@@ -80,11 +66,12 @@ impl Reader {
     /// Reads the credential from its source.
     ///
     /// # Errors
-    /// When its file does not hold it, or cannot be read within `limit`.
+    /// When its file does not hold it, or cannot be read within [`LONGEST_READ`] or `limit`.
     pub(crate) async fn read(&self, limit: Duration) -> Result<Credential, CredentialError> {
         let Some(path) = file(&self.source) else { return read(&self.source) };
-        let hangs = || CredentialError::Hangs { path: path.to_owned(), limit };
-        timeout(limit, self.read_file(path)).await.unwrap_or_else(|_| Err(hangs()))
+        let limit = limit.min(LONGEST_READ);
+        let hangs = || SecretFileError::Hangs { path: path.to_owned(), limit };
+        timeout(limit, self.read_file(path)).await.unwrap_or_else(|_| Err(hangs().into()))
     }
 
     /// A read that was left behind is waited for instead of starting another of the same file. May be cancelled.

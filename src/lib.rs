@@ -15,10 +15,10 @@
 //! | `web_config` | the exporter-toolkit's YAML and the files it names → settings that work |
 //! | `config` | settings as typed → settings as checked |
 //! | `credentials` | where the key or token comes from |
+//! | `buffer` | memory for large texts, which goes back to the system |
 //! | `api` | the client: signing, wire format, errors, pacing, retries |
 //! | `paging` | a list in pages, read to its end; entries looked up by ID |
 //! | `inventory` | all pages of one poll into one consistent inventory |
-//! | `buffer` | memory for large texts, which goes back to the system |
 //! | `exposition` | inventory and infos → bytes |
 //! | `gzip` | one gzip member glued of parts that are compressed once |
 //! | `telemetry` | the exporter's own metrics |

@@ -17,7 +17,7 @@ use crate::secret::{Credential, Secret, SecretFileError, contents, is_header_tex
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProfileError {
     /// The file cannot be read.
-    #[error("{0}: `zeno configure` makes it")]
+    #[error("{error}{advice}", error = .0, advice = advice(.0))]
     File(#[from] SecretFileError),
     /// It is not what the CLI writes.
     #[error("{} is not the JSON that zeno writes, at line {line}, column {column}: mend it, or run `zeno configure`", path.display())]
@@ -49,6 +49,10 @@ pub(crate) enum ProfileError {
         /// What is wrong with it.
         wrong: &'static str,
     },
+}
+
+fn advice(error: &SecretFileError) -> &'static str {
+    if matches!(error, SecretFileError::Hangs { .. }) { "" } else { ": `zeno configure` makes it" }
 }
 
 /// One profile of the credentials file. What is null or empty counts as absent.

@@ -7,11 +7,15 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 /// No secret is as long; what is, is not a secret.
 const LONGEST_FILE: usize = 64 << 10;
+/// How long a file may take: a file system can hang as a network can.
+pub(crate) const LONGEST_READ: Duration = Duration::from_secs(5);
 
 /// An access key password or a token. Printed it is `[redacted]`; dropped it is overwritten with zeros.
 #[derive(Clone)]
@@ -77,6 +81,20 @@ pub(crate) fn contents(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretFileErro
     read.map(|_| bytes).map_err(|source| SecretFileError::Unreadable { path: path.to_owned(), source })
 }
 
+/// Reads the file on a thread of its own, which is left behind where the file system hangs.
+///
+/// # Errors
+/// When it takes longer than [`LONGEST_READ`].
+pub(crate) fn read_in_time<T: Send + 'static>(
+    path: &Path,
+    read: impl FnOnce(&Path) -> T + Send + 'static,
+) -> Result<T, SecretFileError> {
+    let (result, taken) = mpsc::channel();
+    let file = path.to_owned();
+    std::thread::spawn(move || result.send(read(&file)));
+    taken.recv_timeout(LONGEST_READ).map_err(|_| SecretFileError::Hangs { path: path.to_owned(), limit: LONGEST_READ })
+}
+
 /// Why a file does not hold a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFileError {
@@ -87,6 +105,18 @@ pub enum SecretFileError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// The file system that it is on does not answer.
+    #[error(
+        "{} cannot be read within {}: check the file system that it is on",
+        path.display(),
+        humantime::format_duration(*limit)
+    )]
+    Hangs {
+        /// The file.
+        path: PathBuf,
+        /// How long it had.
+        limit: Duration,
     },
     /// It is there, and empty.
     #[error("{} is empty: it should hold nothing but the secret", .0.display())]

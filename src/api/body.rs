@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
 use reqwest::Response;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout};
 
 use super::wire::MAX_PAGE_SIZE;
+use crate::buffer::Buffer;
 
 /// A body up to this length needs nothing of the budget. A page of 1000 statuses has about 70 kB.
 const SMALL: usize = 256 << 10;
@@ -28,8 +28,14 @@ pub(super) struct Budget(Semaphore);
 
 /// What was read of a body, with its part of the budget.
 pub(super) struct Body<'a> {
-    pub(super) bytes: BytesMut,
+    buffer: Buffer,
     room: Option<SemaphorePermit<'a>>,
+}
+
+impl Body<'_> {
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
 }
 
 /// Why a body was not read to its end.
@@ -63,8 +69,9 @@ impl Budget {
         limit: usize,
         time: &mut TimeLeft,
     ) -> (Body<'_>, Result<(), ReadError>) {
-        let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(limit);
-        let mut body = Body { bytes: BytesMut::new(), room: None };
+        let announced = response.content_length().and_then(|length| usize::try_from(length).ok());
+        let most = announced.map_or(limit, |length| length.min(limit));
+        let mut body = Body { buffer: Buffer::with_capacity(most), room: None };
         loop {
             let chunk = match time.spend_on(response.chunk()).await {
                 Ok(Ok(Some(chunk))) => chunk,
@@ -72,12 +79,12 @@ impl Budget {
                 Ok(Err(error)) => return (body, Err(ReadError::Broken(error))),
                 Err(_) => return (body, Err(ReadError::TimedOut)),
             };
-            let length = body.bytes.len() + chunk.len();
-            if length > SMALL && body.room.is_none() {
-                body.room = Some(self.reserve(announced.min(limit)).await);
+            let fits = chunk.len().min(limit - body.bytes().len());
+            if body.bytes().len() + fits > SMALL && body.room.is_none() {
+                body.room = Some(self.reserve(most).await);
             }
-            body.bytes.extend_from_slice(&chunk[..chunk.len().min(limit - body.bytes.len())]);
-            if length > limit {
+            body.buffer.extend([&chunk[..fits]]);
+            if fits < chunk.len() {
                 return (body, Err(ReadError::TooLong));
             }
         }

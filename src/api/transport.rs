@@ -110,6 +110,12 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -140,5 +146,48 @@ mod tests {
         let later = start + MAX_AGE + SECOND;
         assert_eq!(transport.connections(later).generation, first + 1);
         assert_eq!(transport.connections(later + MAX_AGE - SECOND).generation, first + 1);
+    }
+
+    /// Answers every request, and counts the connections that are open and that ever were.
+    async fn server() -> (String, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (open, opened) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counts = (Arc::clone(&open), Arc::clone(&opened));
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                counts.0.fetch_add(1, Ordering::SeqCst);
+                counts.1.fetch_add(1, Ordering::SeqCst);
+                let open = Arc::clone(&counts.0);
+                tokio::spawn(async move {
+                    let mut head = [0; 4096];
+                    while stream.read(&mut head).await.is_ok_and(|read| read > 0) {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    }
+                    open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        (url, open, opened)
+    }
+
+    #[tokio::test]
+    async fn discarded_connections_are_closed_and_others_opened() {
+        let (transport, start) = (transport(), Instant::now());
+        let (url, open, opened) = server().await;
+        let send = async |connections: Connections| connections.http.get(&url).send().await.unwrap();
+        send(transport.connections(start)).await;
+        send(transport.connections(start)).await;
+        assert_eq!(opened.load(Ordering::SeqCst), 1, "a connection is kept");
+        send(transport.connections(start + MAX_AGE)).await;
+        assert_eq!(opened.load(Ordering::SeqCst), 2, "it is too old");
+        transport.discard(&transport.connections(start + MAX_AGE), start + MAX_AGE);
+        send(transport.connections(start + MAX_AGE)).await;
+        assert_eq!(opened.load(Ordering::SeqCst), 3, "it was discarded");
+        let deadline = Instant::now() + 20 * SECOND;
+        while open.load(Ordering::SeqCst) > 1 {
+            assert!(Instant::now() < deadline, "the old connections stay open");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }

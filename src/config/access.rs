@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::check::Check;
 use super::{CredentialSource, Flags, SecretSource};
 use crate::profile::{self, ProfileError};
-use crate::secret::{Secret, is_header_text};
+use crate::secret::{Secret, is_header_text, read_in_time};
 
 /// In place of a name: the profile that the vendor's CLI would use.
 const CURRENT: &str = "current";
@@ -65,7 +65,7 @@ impl Check<'_> {
     fn secret(&mut self, flag: &str, file: Option<&String>, given: Option<String>) -> Option<SecretSource> {
         if let Some(file) = file {
             let path = PathBuf::from(file);
-            return match Secret::read(&path) {
+            return match read_in_time(&path, Secret::read).flatten() {
                 Ok(_) => Some(SecretSource::File(path)),
                 Err(error) => self.wrong(flag, &error.to_string()),
             };
@@ -101,14 +101,18 @@ impl Check<'_> {
             let name = match name {
                 CURRENT => self.variable(&["ZENLAYER_PROFILE"]).map_or_else(
                     || {
-                        profile::current(&directory.join("config.json"))
+                        read_in_time(&directory.join("config.json"), profile::current)
+                            .map_err(ProfileError::from)
+                            .flatten()
                             .map(|name| name.unwrap_or_else(|| DEFAULT.to_owned()))
                     },
                     Ok,
                 )?,
                 name => name.to_owned(),
             };
-            profile::read(&path, &name).map(|_| name)
+            let wanted = name.clone();
+            read_in_time(&path, move |path| profile::read(path, &wanted))??;
+            Ok(name)
         };
         let read: Result<String, ProfileError> = read();
         match read {
