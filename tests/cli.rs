@@ -601,7 +601,9 @@ async fn a_secret_that_changes_is_nowhere_to_be_read() {
         for (content, outcome) in
             [(TOKEN, "success"), (ROTATED, "unauthorized"), (&format!("{ROTATED}\n{TOKEN}"), "credentials")]
         {
-            std::fs::write(&file, content).unwrap();
+            // In one step: a poll must not read what is only half written.
+            std::fs::write(directory.path().join("next"), content).unwrap();
+            std::fs::rename(directory.path().join("next"), &file).unwrap();
             running.until_a_poll_ends_with(outcome).await;
             for path in ["/metrics", "/", "/readyz"] {
                 seen.push_str(common::request(running.address, Method::GET, path, &[]).await.text());

@@ -350,7 +350,7 @@ mod tests {
         let failed = Report { at: std::time::UNIX_EPOCH, outcome: Err("<no> connection".to_owned()) };
         site.published.update(|state| state.report = Some(failed));
         assert_eq!(get(&site, "/readyz").await, (503, "no poll has succeeded yet: <no> connection\n".to_owned()));
-        assert!(get(&site, "/").await.1.contains(" ago: &lt;no&gt; connection"));
+        assert!(get(&site, "/").await.1.contains(" ago: <bdi>&lt;no&gt; connection</bdi>"));
     }
 
     #[tokio::test(start_paused = true)]
