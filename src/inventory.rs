@@ -1,10 +1,10 @@
-//! All pages of one poll into one consistent inventory.
+//! Collects all pages of one poll into one consistent inventory.
 //!
-//! The list changes while it is read by number: one instance deleted and one created between two pages, and an
-//! instance that exists is on neither, with every count right. So one rule: an instance that the previous poll had
-//! is gone only when the API, asked for it by ID, does not return it. Where that cannot be asked, a second walk that
-//! misses it too decides, unless a sample shows that the pages are wrong. A shard reads every page as all do, since the
-//! API has no such filter, and keeps the same rule for its own instances; whether paging works it tells by all.
+//! The list changes while it is read page by page. If one instance is deleted and one created between two pages, an
+//! instance that exists is on neither page, and every count is right. So one rule: an instance of the previous poll is
+//! gone only when a look-up by ID does not return it. If look-ups cannot settle that, a second walk does, unless a
+//! sample shows that the pages are wrong. The API has no filter for shards, so each shard reads every page and applies
+//! this rule to its own instances; totals are compared over all instances.
 
 use crate::api::{ApiError, Kind, Page};
 use crate::model::{Inventory, Overflow, Sightings, Statuses};
@@ -17,13 +17,13 @@ const MAX_LOOKUPS: usize = 20;
 /// Instances that may be hidden from two walks of a list that changes, or one in so many where that is more.
 const MOST_HIDDEN: u64 = 10;
 const HIDDEN_SHARE: u64 = 100;
-/// For how many polls in a row instances may be hidden: a list that only changes shows them soon.
+/// The number of polls in a row in which instances may be hidden. A list that merely changes shows them soon.
 const MOST_SHORT_POLLS: u32 = 2;
 
 /// What earlier polls found.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct History<'a> {
-    /// The last inventory, unless it is too old to be believed.
+    /// The inventory of the last successful poll, unless it is too old to be served.
     pub inventory: Option<&'a Inventory>,
     /// How many polls in a row found fewer instances than the API counts.
     pub short_polls: u32,
@@ -36,11 +36,11 @@ pub struct Collection {
     pub inventory: Inventory,
     /// Answers it was put together from, look-ups included.
     pub pages: usize,
-    /// Instances of the previous poll that the walk over the pages missed.
+    /// Instances of the previous poll that the first walk missed and that were found later.
     pub corrections: usize,
     /// Entries without a usable ID.
     pub unusable: usize,
-    /// Instances that the API counts and that were not found.
+    /// Instances that the API counts but that were not found.
     pub missing: u64,
     /// Whether a second walk had to decide what is gone.
     pub fell_back: bool,
@@ -85,8 +85,8 @@ pub async fn collect_all(
     Ok(reading.into_collection(corrections, fell_back))
 }
 
-/// Looks up what `known` has and the walk did not find. Where that does not settle it, a second walk does: what both
-/// miss, and no look-up found, is gone. Returns also whether it came to that.
+/// Looks up the instances of `known` that the walk missed. If that does not settle which of them exist, a second walk
+/// does: what both walks miss, and no look-up found, is gone. Returns also whether a second walk was needed.
 async fn find_missing(
     source: &impl Source<Page>,
     walked: Reading,
@@ -106,7 +106,7 @@ async fn find_missing(
     }
     let reading = reading.merge(&read_pages(source, statuses).await?)?;
     match open {
-        // Asked again, the API would refuse again.
+        // Another look-up would be refused again.
         Open::Refused(error) => {
             let missing = known.ids_not_in(&reading.inventory).len();
             if error.kind.may_pass() && missing > known.len() / 2 {
@@ -124,7 +124,8 @@ async fn find_missing(
     }
 }
 
-/// Returns also why not every missing ID is accounted for; `None` where each is.
+/// Looks up the instances of `known` that `reading` does not have. Returns also why some of them remain open; `None` if
+/// none do.
 async fn look_up_missing(
     source: &impl Source<Page>,
     reading: Reading,
@@ -139,10 +140,11 @@ async fn look_up_missing(
     Ok((reading.merge(&found)?, open))
 }
 
-/// Two walks missed `missing`, which are too many to look up: the pages are wrong if the API still knows any of a sample.
+/// Checks a sample of `missing`, which two walks missed and which are too many to look up: if the API still knows any of
+/// them, the pages are wrong.
 async fn sample_missing(source: &impl Source<Page>, missing: &[&str], statuses: &mut Statuses) -> Result<(), ApiError> {
     let sample = fastrand::choose_multiple(missing.iter().copied(), batch_size(source));
-    // An API that answers only that one of them does not exist says nothing about the others: those are looked up singly.
+    // "One of these does not exist" says nothing about the others, so some are looked up one by one.
     let singly = sample.chunks(1).take(MAX_LOOKUPS - 1);
     for ids in std::iter::once(&*sample).chain(singly) {
         let (found, open) = read_ids(source, ids, &Budget::of(1), statuses).await?;
@@ -189,13 +191,13 @@ impl Reading {
         (self.inventory.len() + self.others.len() + self.totals.unusable) as u64
     }
 
-    /// How many instances every page counts and none was found of.
+    /// How many instances every page counts beyond those that were found.
     fn missing(&self) -> u64 {
         self.totals.range.map_or(0, |(least, _)| least.saturating_sub(self.found()))
     }
 
-    /// A list that changes can hide a few instances that no poll has seen yet. Many are not hidden by change, nor are
-    /// any for long: then paging itself does not work, and what was found must not pass for the account.
+    /// A list that changes can hide a few instances that no poll has seen yet. If it hides many, or hides some for long,
+    /// paging itself does not work, and what was found must not pass for the whole account.
     fn check(&self, short_polls: u32) -> Result<(), ApiError> {
         let (found, missing) = (self.found(), self.missing());
         if missing == 0 {

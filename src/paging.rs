@@ -1,7 +1,8 @@
 //! Reads a list that the API serves in pages, and looks entries up by ID.
 //!
-//! Invariant: a walk that succeeds has read the list to its end. Each page has as many entries as its own `totalCount`
-//! leaves for it, and the last page read is not full, so nothing can follow it. What a look-up returns was requested.
+//! Invariant: a walk that succeeds has read the list to its end. Each page has exactly as many entries as its own
+//! `totalCount` requires, and the last page is not full, so nothing can follow it. Entries that a look-up did not request
+//! are dropped.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +24,7 @@ pub trait Source<P>: Sync {
     fn page_size(&self) -> usize;
     /// Requests to have in flight at a time.
     fn concurrency(&self) -> usize;
-    /// Whose instances to keep.
+    /// The shard whose instances to keep.
     fn shard(&self) -> Shard;
     /// A look-up returned that many entries that were not requested.
     fn dropped(&self, entries: usize) {
@@ -77,8 +78,7 @@ impl Totals {
     }
 }
 
-/// Reads every page once, `width` at a time. The first page tells how many there are, and each later one may tell of
-/// more.
+/// Reads every page once, `width` at a time. The first page shows how many there are, and each later page may add some.
 ///
 /// # Errors
 /// When a page cannot be read, or does not fit its own `totalCount`.
@@ -225,11 +225,11 @@ pub(crate) struct LookedUp {
     pub(crate) open: Option<Open>,
 }
 
-/// Why it is not known of every ID whether it exists.
+/// Why it remains open whether some IDs exist.
 pub(crate) enum Open {
-    /// It takes more requests than there may be.
+    /// It would take more requests than the budget allows.
     OverBudget,
-    /// The API answered, though not with what was requested.
+    /// The API answered, but not with what was requested.
     Refused(ApiError),
 }
 
@@ -321,7 +321,7 @@ fn unrequested<P: Listing>(page: &P, requested: &[&str]) -> usize {
     page.ids().filter(|id| !requested.contains(id)).count()
 }
 
-/// Counts what was not requested; an answer with nothing else is no answer.
+/// Counts entries that were not requested. An answer that has nothing else is an error.
 fn only_requested<P: Listing>(source: &impl Source<P>, page: P, requested: &[&str]) -> Result<P, ApiError> {
     let (usable, foreign) = (page.ids().len(), unrequested(&page, requested));
     if foreign > 0 {
@@ -339,7 +339,7 @@ fn only_requested<P: Listing>(source: &impl Source<P>, page: P, requested: &[&st
     Err(inconsistent::<P>(Part::Ids(requested.len()), detail, page.head().request_id.as_deref(), 0))
 }
 
-/// An answer that has fewer entries than it counts itself.
+/// The error of an answer that has fewer entries than its own `totalCount`.
 fn cut_short<P: Listing>(page: &P, requested: &[&str]) -> Option<ApiError> {
     let (listed, Head { total_count, request_id, .. }) = (page.listed(), page.head());
     if *total_count <= listed as u64 {

@@ -21,7 +21,7 @@ use crate::model::{Changes, Infos, Inventory, StatusSeries, Statuses};
 use crate::snapshot::{Published, Rendered, Report, Snapshot};
 use crate::telemetry::Telemetry;
 
-/// The label value that statuses share which are neither documented nor remembered.
+/// The label value of all statuses that are neither documented nor remembered.
 const OTHER_STATUS: &str = "other";
 
 /// Keeps one account's snapshot up to date.
@@ -29,13 +29,13 @@ pub(crate) struct Poller {
     client: Arc<Client>,
     settings: Poll,
     series: StatusSeries,
-    /// Those that are remembered from poll to poll.
+    /// The statuses that are remembered from poll to poll.
     statuses: Statuses,
     /// What the last successful poll published.
     rendered: Option<Arc<Rendered>>,
     /// When that poll ended.
     taken_at: Moment,
-    /// How many polls in a row found fewer instances than the API counts.
+    /// The number of polls in a row that found fewer instances than the API counts.
     short_polls: u32,
     /// `None` where nothing but statuses is read.
     names: Option<Names>,
@@ -151,8 +151,8 @@ impl Poller {
         self.clock.now().since(self.taken_at) <= self.settings.max_staleness
     }
 
-    /// What is too old to be served is too old to be held against the API: then a poll starts as a new process would, so
-    /// that nothing that one poll found can make every later one fail.
+    /// An inventory that is too old to be served is not compared with the API either: the poll then starts as that of a
+    /// new process would. So nothing that one poll found can make all later polls fail.
     fn history(&self) -> History<'_> {
         let rendered = self.rendered.as_ref().filter(|_| self.is_fresh());
         History { inventory: rendered.map(|rendered| &*rendered.inventory), short_polls: self.short_polls }
@@ -239,12 +239,12 @@ impl Poller {
         });
     }
 
-    /// A status as a label that must not have a value for every word the API ever sends.
+    /// The label value for a status. It is bounded: the API may send a new word at every poll.
     fn label<'a>(&self, status: &'a str) -> &'a str {
         if self.statuses.find(status).is_some() { status } else { OTHER_STATUS }
     }
 
-    /// Says what a successful poll found and nobody may have expected.
+    /// Warns about what a successful poll found that an operator may not expect.
     fn warn(&self, before: Option<&Inventory>, inventory: &Inventory, changes: &Changes, unusable: usize) {
         let had = before.map_or(0, Inventory::len);
         if changes.gone > had / 2 {

@@ -117,8 +117,8 @@ pub(crate) struct State {
     pub(crate) snapshot: Option<Arc<Snapshot>>,
     /// How the last poll went; `None` before its end.
     pub(crate) report: Option<Report>,
-    /// How many polls, and rounds that collect something else, have ended: what is derived from one is old when this has
-    /// changed.
+    /// The number of polls and metadata rounds that have ended. Anything derived from the state is outdated when it
+    /// changes.
     pub(crate) rounds: u64,
     max_staleness: Duration,
 }
@@ -133,8 +133,8 @@ impl State {
 
 /// The state, shared between the poller, which changes it, and the server, which reads it.
 ///
-/// The exporter's own metrics are outside it, and yet a part: what a poll changes in them it changes within
-/// [`Published::update`], and they are rendered within [`Published::read`].
+/// The exporter's own metrics are stored elsewhere but belong to it: a poll changes them within [`Published::update`],
+/// and they are rendered within [`Published::read`].
 #[derive(Debug)]
 pub(crate) struct Published {
     state: RwLock<State>,
@@ -149,14 +149,14 @@ impl Published {
         Self { state: state.into(), pulse: RwLock::new(Instant::now()) }
     }
 
-    /// Changes everything that a poll or round changes, in one step for whoever reads.
+    /// Applies everything that a poll or round changes. Readers see all of it or nothing.
     pub(crate) fn update(&self, change: impl FnOnce(&mut State)) {
         let mut state = write(&self.state);
         change(&mut state);
         state.rounds += 1;
     }
 
-    /// Reads several things as they are at one instant.
+    /// Reads several things as of one instant.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&read(&self.state))
     }
@@ -177,7 +177,7 @@ impl Published {
     }
 }
 
-/// A panic while it is held ends the process, so nobody reads what it left half done.
+/// A panic in the poller ends the process, so nobody reads a state that it left half changed.
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }

@@ -68,7 +68,7 @@ impl Query<'_> {
 /// One answer of DescribeInstancesStatus.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
-    /// What all answers have.
+    /// What every answer has.
     pub head: Head,
     /// Ids and statuses one after the other, and where each ends.
     text: String,

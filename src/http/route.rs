@@ -70,7 +70,7 @@ pub(crate) struct Site {
     pub(crate) own: Own,
     /// What the page for a person says this is.
     pub(crate) about: About,
-    /// Tells how old an answer is.
+    /// The clock by which the age of data is measured.
     pub(crate) clock: Clock,
     /// Where the metrics are.
     pub(crate) telemetry_path: String,

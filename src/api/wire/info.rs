@@ -24,7 +24,7 @@ const FIXED: usize = 2 + SHARED;
 /// One answer of DescribeInstances.
 #[derive(Debug, Default)]
 pub struct InfoPage {
-    /// What all answers have.
+    /// What every answer has.
     pub head: Head,
     /// For each row the fixed texts, then key and value of each tag.
     texts: Texts,
