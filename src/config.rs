@@ -191,14 +191,17 @@ pub enum ListenAddress {
 }
 
 impl ListenAddress {
-    /// Host and port by which this machine itself reaches the address.
-    pub fn from_here(&self) -> (String, u16) {
+    /// The hosts by which this machine itself may reach the address, and the port. IPv4 is among those of `[::]`: the
+    /// exporter may run on a machine that has no IPv6.
+    pub fn from_here(&self) -> (Vec<String>, u16) {
+        let v4 = || Ipv4Addr::LOCALHOST.to_string();
+        let v6 = || Ipv6Addr::LOCALHOST.to_string();
         match self {
-            Self::Any(port) => (Ipv4Addr::LOCALHOST.to_string(), *port),
+            Self::Any(port) => (vec![v4(), v6()], *port),
             Self::Host(host, port) => match host.parse() {
-                Ok(IpAddr::V4(ip)) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST.to_string(), *port),
-                Ok(IpAddr::V6(ip)) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST.to_string(), *port),
-                _ => (host.clone(), *port),
+                Ok(IpAddr::V4(ip)) if ip.is_unspecified() => (vec![v4()], *port),
+                Ok(IpAddr::V6(ip)) if ip.is_unspecified() => (vec![v6(), v4()], *port),
+                _ => (vec![host.clone()], *port),
             },
         }
     }

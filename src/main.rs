@@ -6,7 +6,6 @@
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -27,9 +26,6 @@ const BAD_SETTING: u8 = 64;
 
 /// Threads that poll and serve, at most: on a machine of many cores one for each would only hold memory.
 const MAX_THREADS: usize = 4;
-
-/// How long `--healthcheck` waits for an answer.
-const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let flags = match Flags::try_parse() {
@@ -119,10 +115,7 @@ async fn check(config: Config) -> Result<(), String> {
 
 async fn healthcheck(web: &Web) -> Result<(), String> {
     for address in &web.listen {
-        let probed = tokio::time::timeout(HEALTHCHECK_TIMEOUT, http::probe::probe(address)).await;
-        probed
-            .map_err(|_| format!("{address}: no answer within {HEALTHCHECK_TIMEOUT:?}"))?
-            .map_err(|error| format!("{address}: {error}"))?;
+        http::probe::healthcheck(address).await.map_err(|error| error.to_string())?;
     }
     Ok(())
 }

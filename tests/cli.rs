@@ -468,6 +468,45 @@ async fn a_healthcheck_asks_the_exporter_that_runs() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_healthcheck_tries_each_address_that_the_exporter_may_have() {
+    let check = |listen: &str| run(&["--healthcheck", &format!("--web.listen-address={listen}")]);
+    // As on a machine without IPv6, and without IPv4.
+    for (host, wrong_host, not_any) in [("127.0.0.1", "[::1]", None), ("[::1]", "127.0.0.1", Some("0.0.0.0"))] {
+        let running = Running::start(&mut exporter(&["--demo", &format!("--web.listen-address={host}:0")]));
+        let port = running.address.port();
+        let stalled = std::net::TcpListener::bind(format!("{wrong_host}:{port}")).unwrap();
+        for any in ["", "[::]", "[0:0::0]", "0.0.0.0"].into_iter().filter(|any| Some(*any) != not_any) {
+            let output = check(&format!("{any}:{port}"));
+            assert_eq!(output.status.code(), Some(0), "{any} on {host}: {}", text(&output.stderr));
+        }
+        drop(stalled);
+        let output = check(&format!("{wrong_host}:{port}"));
+        assert_eq!(output.status.code(), Some(1), "a specific address is the only one");
+        let expected = format!("zenlayer-exporter: {wrong_host}:{port}: cannot connect");
+        assert!(text(&output.stderr).starts_with(&expected), "{}", text(&output.stderr));
+
+        drop(running);
+        for any in ["", "[::]"] {
+            let output = check(&format!("{any}:{port}"));
+            assert_eq!(output.status.code(), Some(1));
+            let why = "cannot connect: Connection refused (os error 111): is the exporter running, with the same \
+                       --web.listen-address?";
+            let expected = format!("zenlayer-exporter: 127.0.0.1:{port}: {why}; [::1]:{port}: {why}\n");
+            assert_eq!(text(&output.stderr), expected);
+        }
+    }
+}
+
+#[test]
+fn a_healthcheck_names_a_host_that_does_not_exist() {
+    let output = run(&["--healthcheck", "--web.listen-address=no-such-host.invalid:1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.starts_with("zenlayer-exporter: cannot look up no-such-host.invalid:1: "), "{error}");
+    assert!(error.ends_with(": check --web.listen-address\n"), "{error}");
+}
+
 #[test]
 fn every_mistake_of_the_web_config_is_named_before_anything_listens() {
     let folder = tempfile::tempdir().unwrap();

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use zenlayer_exporter::config::ListenAddress;
-use zenlayer_exporter::http::probe::probe;
+use zenlayer_exporter::http::probe::healthcheck;
 
 /// An exporter that uses certificates of an authority of its own.
 struct Secured {
@@ -55,7 +55,7 @@ impl Secured {
 
     async fn probe(&self) -> Result<(), String> {
         let (host, port) = (self.exporter.address.ip().to_string(), self.exporter.address.port());
-        probe(&ListenAddress::Host(host, port)).await.map_err(|error| error.to_string())
+        healthcheck(&ListenAddress::Host(host, port)).await.map_err(|error| error.to_string())
     }
 }
 
@@ -238,7 +238,7 @@ async fn a_health_check_asks_over_tls_and_in_plain_alike() {
     assert_eq!(old.probe().await, Ok(()));
     let plain = Exporter::start(config_of(&["--demo=5"], &[])).await;
     let address = ListenAddress::Host(plain.address.ip().to_string(), plain.address.port());
-    probe(&address).await.unwrap();
+    healthcheck(&address).await.unwrap();
     assert_eq!(common::request(plain.address, Method::GET, "/healthz", &[]).await.status, 200);
 }
 

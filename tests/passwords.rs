@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 use zenlayer_exporter::config::ListenAddress;
-use zenlayer_exporter::http::probe::probe;
+use zenlayer_exporter::http::probe::healthcheck;
 
 /// An exporter behind a web config without TLS.
 struct Guarded {
@@ -111,7 +111,7 @@ async fn health_is_open_where_it_is_so_set() {
 async fn a_health_check_takes_a_challenge_for_a_sign_of_life() {
     let guarded = Guarded::start(&users(&[("alice", &hash("a", 1))]), &[]).await;
     let address = ListenAddress::Host(guarded.exporter.address.ip().to_string(), guarded.exporter.address.port());
-    probe(&address).await.unwrap();
+    healthcheck(&address).await.unwrap();
 }
 
 #[tokio::test]

@@ -3,11 +3,15 @@
 //! Invariant: an answer that says it is not healthy, or none, is an error with a reason. It must not know the process
 //! it asks, nor its passwords and keys: an answer that wants one is a sign of life.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -18,14 +22,37 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use crate::config::ListenAddress;
 
+/// How long all of it may take.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Why the exporter does not count as healthy.
 #[derive(Debug, thiserror::Error)]
+pub enum HealthcheckError {
+    /// The host name of the listen address has no address.
+    #[error("cannot look up {0}: {1}: check --web.listen-address")]
+    Lookup(ListenAddress, io::Error),
+    /// None of its addresses is healthy.
+    #[error("{}", listed(.0))]
+    Unhealthy(Vec<(SocketAddr, ProbeError)>),
+}
+
+fn listed(failed: &[(SocketAddr, ProbeError)]) -> String {
+    let failed: Vec<_> = failed.iter().map(|(address, error)| format!("{address}: {error}")).collect();
+    failed.join("; ")
+}
+
+/// Why one address does not count as healthy.
+#[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
+    /// It takes too long.
+    #[error("no answer within {TIMEOUT:?}")]
+    Timeout,
     /// Nothing listens there.
     #[error("cannot connect: {0}: is the exporter running, with the same --web.listen-address?")]
     Connect(io::Error),
@@ -40,11 +67,48 @@ pub enum ProbeError {
     Unhealthy(u16, String),
 }
 
-/// Asks `/healthz` of whatever listens on `address`, over TLS where it speaks that.
+/// Probes the exporter that listens on `address`. One healthy answer is enough where that stands for several addresses:
+/// the exporter, too, listens on those that this machine has.
+///
+/// # Errors
+/// When no answer is healthy.
+pub async fn healthcheck(address: &ListenAddress) -> Result<(), HealthcheckError> {
+    let deadline = Instant::now() + TIMEOUT;
+    let found = timeout_at(deadline, look_up(address)).await.unwrap_or_else(|elapsed| Err(elapsed.into()));
+    let addresses = found.map_err(|error| HealthcheckError::Lookup(address.clone(), error))?;
+    // All at once: one that does not answer must not use up the time of the others.
+    let mut probes: FuturesUnordered<_> = addresses
+        .into_iter()
+        .map(async |address| match timeout_at(deadline, probe(address)).await {
+            Ok(result) => result.map_err(|error| (address, error)),
+            Err(_) => Err((address, ProbeError::Timeout)),
+        })
+        .collect();
+    let mut failed = Vec::new();
+    while let Some(result) = probes.next().await {
+        match result {
+            Ok(()) => return Ok(()),
+            Err(failure) => failed.push(failure),
+        }
+    }
+    failed.sort_by_key(|(address, _)| *address);
+    Err(HealthcheckError::Unhealthy(failed))
+}
+
+async fn look_up(address: &ListenAddress) -> io::Result<BTreeSet<SocketAddr>> {
+    let (hosts, port) = address.from_here();
+    let mut addresses = BTreeSet::new();
+    for host in hosts {
+        addresses.extend(lookup_host((host, port)).await?);
+    }
+    Ok(addresses)
+}
+
+/// Asks `/healthz` of whatever listens there, over TLS where it speaks that.
 ///
 /// # Errors
 /// When the answer is neither 200 nor that a password, a certificate or patience is needed.
-pub async fn probe(address: &ListenAddress) -> Result<(), ProbeError> {
+async fn probe(address: SocketAddr) -> Result<(), ProbeError> {
     // Found out by trying: no flag of this process tells what the other one was started with, and its file may have
     // changed in a way that it cannot use.
     let no_http = match ask(connect(address).await?).await {
@@ -60,12 +124,11 @@ pub async fn probe(address: &ListenAddress) -> Result<(), ProbeError> {
     }
 }
 
-async fn connect(address: &ListenAddress) -> Result<TcpStream, ProbeError> {
-    let (host, port) = address.from_here();
-    TcpStream::connect((&*host, port)).await.map_err(ProbeError::Connect)
+async fn connect(address: SocketAddr) -> Result<TcpStream, ProbeError> {
+    TcpStream::connect(address).await.map_err(ProbeError::Connect)
 }
 
-async fn probe_tls(address: &ListenAddress, asked: &Arc<Asked>) -> Result<(), ProbeError> {
+async fn probe_tls(address: SocketAddr, asked: &Arc<Asked>) -> Result<(), ProbeError> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("ring has the cipher suites of TLS 1.2 and 1.3")
@@ -154,5 +217,31 @@ impl ResolvesClientCert for Asked {
     fn has_certs(&self) -> bool {
         // Nothing is asked of a resolver that has none.
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_wildcard_stands_for_both_loopback_addresses_and_an_address_for_itself() {
+        for (listen, expected) in [
+            (":1", &["127.0.0.1:1", "[::1]:1"][..]),
+            ("[::]:1", &["127.0.0.1:1", "[::1]:1"]),
+            ("0.0.0.0:1", &["127.0.0.1:1"]),
+            ("127.0.0.1:1", &["127.0.0.1:1"]),
+            ("[::1]:1", &["[::1]:1"]),
+            ("192.0.2.1:1", &["192.0.2.1:1"]),
+        ] {
+            let found = look_up(&listen.parse().unwrap()).await.unwrap();
+            assert_eq!(found, expected.iter().map(|address| address.parse().unwrap()).collect(), "{listen}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_name_stands_for_each_of_its_addresses() {
+        let found = look_up(&"localhost:1".parse().unwrap()).await.unwrap();
+        assert_eq!(found, lookup_host("localhost:1").await.unwrap().collect());
     }
 }
