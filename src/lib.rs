@@ -59,6 +59,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::api::wire::MAX_IDS;
@@ -163,11 +164,19 @@ pub struct Options {
     pub web_config_check: Duration,
     /// What tells the time by which an answer is too old.
     pub clock: Clock,
+    /// Each change asks to reread the web config and the secrets now.
+    pub reload: watch::Receiver<()>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { backoff: Backoff::default(), watchdog: None, web_config_check: reload::EVERY, clock: Clock::default() }
+        Self {
+            backoff: Backoff::default(),
+            watchdog: None,
+            web_config_check: reload::EVERY,
+            reload: watch::channel(()).1,
+            clock: Clock::default(),
+        }
     }
 }
 
@@ -189,7 +198,7 @@ pub async fn run(
     listeners: Vec<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let Options { backoff, watchdog, web_config_check, clock } = options;
+    let Options { backoff, watchdog, web_config_check, reload, clock } = options;
     let telemetry = Arc::new(Telemetry::of_process());
     let Exporter { poller, collector, published, _simulator } =
         Exporter::start(&config, backoff, clock.clone(), &telemetry).await?;
@@ -209,7 +218,7 @@ pub async fn run(
     });
     let settings = config.web_config.as_ref().map(|web| web.settings.clone()).unwrap_or_default();
     let gate = Arc::new(Gate::new(settings, config.web.open_health));
-    let fresh = keep_fresh(&gate, config.web_config, &site.telemetry, web_config_check);
+    let fresh = keep_fresh(&gate, config.web_config, &site.telemetry, web_config_check, reload.clone());
     let serving = async {
         tokio::select! {
             () = http::serve(listeners, Arc::clone(&site), Arc::clone(&gate), config.web.max_connections, shutdown) => {}
@@ -217,7 +226,7 @@ pub async fn run(
             never = pat_while_healthy(&site, watchdog) => match never {},
         }
     };
-    while_polling(tokio::spawn(keep_up(poller, collector)), serving).await
+    while_polling(tokio::spawn(keep_up(poller, collector, reload)), serving).await
 }
 
 fn keep_fresh(
@@ -225,13 +234,14 @@ fn keep_fresh(
     web_config: Option<WebConfig>,
     telemetry: &Telemetry,
     every: Duration,
+    reload: watch::Receiver<()>,
 ) -> impl Future<Output = Infallible> {
     // Registered before anything is served, so that the first scrape has it.
     let watched = web_config.map(|web_config| (web_config.files, telemetry.web_config_reload_success()));
     let gate = Arc::clone(gate);
     async move {
         match watched {
-            Some((files, in_use)) => reload::keep_fresh(gate, files, every, in_use).await,
+            Some((files, in_use)) => reload::keep_fresh(gate, files, every, reload, in_use).await,
             None => std::future::pending().await,
         }
     }
@@ -250,10 +260,10 @@ async fn pat_while_healthy(site: &Site, watchdog: Option<Watchdog>) -> Infallibl
 }
 
 /// Polls, and collects what else is to be told; one task, so that a panic of either is known.
-async fn keep_up(poller: Poller, collector: Option<Collector>) -> Infallible {
-    let Some(collector) = collector else { return poller.run().await };
+async fn keep_up(poller: Poller, collector: Option<Collector>, reload: watch::Receiver<()>) -> Infallible {
+    let Some(collector) = collector else { return poller.run(reload).await };
     tokio::select! {
-        never = poller.run() => never,
+        never = poller.run(reload) => never,
         never = collector.run() => never,
     }
 }

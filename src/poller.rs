@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub(crate) use self::names::Names;
@@ -73,13 +74,14 @@ impl Poller {
         }
     }
 
-    /// Polls at once and then at every interval, for as long as the process lives.
-    pub(crate) async fn run(mut self) -> Infallible {
+    /// Polls at once, then at every interval and at every change of `reload`, for as long as the process lives.
+    pub(crate) async fn run(mut self, mut reload: watch::Receiver<()>) -> Infallible {
         let mut ticks = interval(self.settings.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                Ok(()) = reload.changed() => ticks.reset(),
                 found = next(&mut self.names) => {
                     self.inform(found);
                     continue;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntGauge;
+use tokio::sync::watch;
 
 use super::gate::Gate;
 use crate::web_config::{Files, Fingerprint, Reading};
@@ -15,13 +16,23 @@ use crate::web_config::{Files, Fingerprint, Reading};
 /// are not written at one moment.
 pub(crate) const EVERY: Duration = Duration::from_secs(2);
 
-/// Reads the files again when they change, for ever. `in_use` is 1 while the files as they are are in use.
-pub(crate) async fn keep_fresh(gate: Arc<Gate>, files: Files, every: Duration, in_use: IntGauge) -> Infallible {
+/// Reads the files again when they change and at every change of `reload`, for ever. `in_use` is 1 while the files as
+/// they are are in use.
+pub(crate) async fn keep_fresh(
+    gate: Arc<Gate>,
+    files: Files,
+    every: Duration,
+    mut reload: watch::Receiver<()>,
+    in_use: IntGauge,
+) -> Infallible {
     let mut watched = Watched { seen: files.fingerprint, tried: files };
     loop {
-        tokio::time::sleep(every).await;
+        let is_asked = tokio::select! {
+            () = tokio::time::sleep(every) => false,
+            Ok(()) = reload.changed() => true,
+        };
         let looked = tokio::task::spawn_blocking(move || {
-            let reading = watched.look();
+            let reading = if is_asked { Some(watched.read()) } else { watched.look() };
             (watched, reading)
         });
         let reading;
@@ -37,14 +48,14 @@ fn put_in_use(gate: &Gate, reading: Reading) -> bool {
         Ok(settings) => match gate.lost_in(&settings) {
             None => {
                 gate.swap(settings);
-                tracing::info!("the web config changed and is in use");
+                tracing::info!("web config reread and in use");
                 return true;
             }
             Some(lost) => format!("{lost}, which takes a restart"),
         },
         Err(mistakes) => mistakes.join("; "),
     };
-    tracing::error!(error = refused, "the web config changed and cannot be used: the old one stays");
+    tracing::error!(error = refused, "web config reread and refused: the previous one stays in use");
     false
 }
 
@@ -63,10 +74,14 @@ impl Watched {
         if now == self.tried.fingerprint || !stood_still {
             return None;
         }
+        Some(self.read())
+    }
+
+    fn read(&mut self) -> Reading {
         let reading = Reading::of(&self.tried.paths[0]);
         self.tried = reading.files.clone();
         self.seen = self.tried.fingerprint;
-        Some(reading)
+        reading
     }
 }
 
