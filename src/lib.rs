@@ -22,13 +22,14 @@
 //! | `exposition` | inventory and infos → bytes |
 //! | `gzip` | one gzip member glued of parts that are compressed once |
 //! | `telemetry` | the exporter's own metrics |
+//! | `logging` | log lines to standard error, without waiting for its reader |
 //! | `snapshot` | the rendered answer that is served, swapped whole |
 //! | `info` | names and the like of instances, on an interval of their own |
 //! | `simulator` | a simulated API: behind `--demo`, and what the tests poll |
 //! | `poller` | tick → collect → render → publish |
 //! | `http` | accept loop, TLS, who may, routes, bodies, the page for people |
 //!
-//! Only the binary reads the environment, logs to standard error, or exits.
+//! Only the binary reads the environment, says where the log goes, or exits.
 
 pub mod api;
 mod buffer;
@@ -42,6 +43,7 @@ pub mod gzip;
 pub mod http;
 mod info;
 pub mod inventory;
+pub mod logging;
 pub mod model;
 pub mod paging;
 mod poller;
@@ -58,6 +60,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -166,6 +169,8 @@ pub struct Options {
     pub clock: Clock,
     /// Each change asks to reread the web config and the secrets now.
     pub reload: watch::Receiver<()>,
+    /// Log lines that were dropped, as [`logging::LogWriter`] counts them.
+    pub log_lines_dropped: IntCounter,
 }
 
 impl Default for Options {
@@ -176,6 +181,7 @@ impl Default for Options {
             web_config_check: reload::EVERY,
             reload: watch::channel(()).1,
             clock: Clock::default(),
+            log_lines_dropped: telemetry::log_lines_dropped(),
         }
     }
 }
@@ -198,8 +204,8 @@ pub async fn run(
     listeners: Vec<TcpListener>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let Options { backoff, watchdog, web_config_check, reload, clock } = options;
-    let telemetry = Arc::new(Telemetry::of_process());
+    let Options { backoff, watchdog, web_config_check, reload, log_lines_dropped, clock } = options;
+    let telemetry = Arc::new(Telemetry::of_process(log_lines_dropped));
     let Exporter { poller, collector, published, _simulator } =
         Exporter::start(&config, backoff, clock.clone(), &telemetry).await?;
     let site = Arc::new(Site {

@@ -3,21 +3,20 @@
 //! Invariant: nothing else reads the environment, writes to the terminal or exits. It must not know how a poll or an
 //! answer is made.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
-use clap::error::ErrorKind;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
+use tokio::sync::watch;
 use zenlayer_exporter::api::wire::MAX_IDS;
-use zenlayer_exporter::config::{Command, Config, Flags, Log, Web};
+use zenlayer_exporter::config::{Command, Config, Flags, ListenAddress, Web};
+use zenlayer_exporter::logging::LogWriter;
 use zenlayer_exporter::web_config::Settings;
 use zenlayer_exporter::{Options, Watchdog, build_info, http};
 
@@ -27,59 +26,117 @@ const BAD_SETTING: u8 = 64;
 /// Threads that poll and serve, at most: on a machine of many cores one for each would only hold memory.
 const MAX_THREADS: usize = 4;
 
+/// How long the last lines of the log have to reach standard error, whose reader may have stalled.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Signals that would end the process without a line in the log.
+const IGNORED: [(&str, SignalKind); 5] = [
+    ("SIGQUIT", SignalKind::quit()),
+    ("SIGUSR1", SignalKind::user_defined1()),
+    ("SIGUSR2", SignalKind::user_defined2()),
+    ("SIGALRM", SignalKind::alarm()),
+    ("SIGIO", SignalKind::io()),
+];
+
 fn main() -> ExitCode {
+    let log = LogWriter::start(io::stderr());
+    let code = run(&log);
+    log.flush(FLUSH_TIMEOUT);
+    code
+}
+
+fn run(log: &Arc<LogWriter>) -> ExitCode {
     let flags = match Flags::try_parse() {
         Ok(flags) => flags,
-        Err(error) => {
-            // Nothing is left to do where even the usage cannot be printed.
-            let _ = error.print();
-            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return if asked { ExitCode::SUCCESS } else { ExitCode::from(BAD_SETTING) };
+        Err(error) if error.use_stderr() => {
+            log.print(error.to_string().trim_end());
+            return ExitCode::from(BAD_SETTING);
         }
+        Err(help) => return exit_code(log, printed(help.print())),
     };
     match Command::check(&flags, &|name| std::env::var(name).ok()) {
-        Ok(command) => start(command),
+        Ok(command) => start(log, command),
         Err(mistakes) => {
-            eprintln!("zenlayer-exporter: these settings are wrong:\n{mistakes}");
+            log.print(&format!("zenlayer-exporter: these settings are wrong:\n{mistakes}"));
             ExitCode::from(BAD_SETTING)
         }
     }
 }
 
-fn start(command: Command) -> ExitCode {
+fn exit_code(log: &LogWriter, result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The error is what must not be lost where the queue is full.
+            log.flush(FLUSH_TIMEOUT);
+            log.print(&format!("zenlayer-exporter: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes to standard output.
+fn print(text: &[u8]) -> Result<(), String> {
+    printed(io::stdout().write_all(text))
+}
+
+/// A reader that closed the pipe has all it wants, as `head` does: that is no error.
+fn printed(result: io::Result<()>) -> Result<(), String> {
+    match result.and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to standard output: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn start(log: &Arc<LogWriter>, command: Command) -> ExitCode {
     let threads = std::thread::available_parallelism().map_or(MAX_THREADS, |cores| cores.get().min(MAX_THREADS));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(execute(command));
+            let result = runtime.block_on(execute(log, command));
             // A name look-up that never ends would otherwise hold up the exit.
             runtime.shutdown_background();
             result
         }
         Err(error) => Err(format!("the runtime cannot start: {error}")),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("zenlayer-exporter: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(log, result)
 }
 
-async fn execute(command: Command) -> Result<(), String> {
+async fn execute(log: &Arc<LogWriter>, command: Command) -> Result<(), String> {
     match command {
-        Command::Serve(config) => serve(config).await,
-        Command::Once(config) => once(config).await,
-        Command::Check(config) => check(config).await,
+        Command::Serve(config) => serve(log, config).await,
+        Command::Once(config) => once(log, config).await,
+        Command::Check(config) => check(log, config).await,
         Command::Healthcheck(web) => healthcheck(&web).await,
     }
 }
 
-async fn serve(config: Config) -> Result<(), String> {
-    start_logging(config.log);
+async fn serve(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
+    log.subscribe(config.log);
+    // First of all: a signal must not kill a process that is starting.
+    let cannot_handle = |error| format!("cannot handle signals: {error}");
+    ignore_signals().map_err(cannot_handle)?;
+    let reload = reload_signal(config.web_config.is_some()).map_err(cannot_handle)?;
+    let mut shutdown = Box::pin(shutdown_signal().map_err(cannot_handle)?);
+    let listeners = tokio::select! {
+        listeners = listen(&config.web.listen) => listeners?,
+        // Looking up a host name can take long.
+        () = &mut shutdown => return Ok(()),
+    };
+    announce(&config, &listeners);
+    notify(NotifyState::Ready);
+    let options = Options { watchdog: watchdog(), reload, log_lines_dropped: log.dropped(), ..Options::default() };
+    zenlayer_exporter::run(config, options, listeners, shutdown).await.map_err(|error| error.to_string())?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn listen(addresses: &[ListenAddress]) -> Result<Vec<TcpListener>, String> {
     let mut listeners = Vec::new();
-    for address in &config.web.listen {
+    for address in addresses {
         let bound = http::bind(address).await;
         listeners.extend(bound.map_err(|error| {
             format!(
@@ -87,30 +144,24 @@ async fn serve(config: Config) -> Result<(), String> {
             )
         })?);
     }
-    announce(&config, &listeners);
-    let shutdown = shutdown_signal().map_err(|error| format!("signals cannot be handled: {error}"))?;
-    notify(NotifyState::Ready);
-    let options = Options { watchdog: watchdog(), ..Options::default() };
-    zenlayer_exporter::run(config, options, listeners, shutdown).await.map_err(|error| error.to_string())?;
-    tracing::info!("stopped");
-    Ok(())
+    Ok(listeners)
 }
 
-async fn once(config: Config) -> Result<(), String> {
-    start_logging(config.log);
+async fn once(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
+    log.subscribe(config.log);
     let (text, outcome) = zenlayer_exporter::once(&config).await.map_err(|error| error.to_string())?;
-    std::io::stdout().write_all(&text).map_err(|error| format!("the metrics cannot be written: {error}"))?;
+    print(&text)?;
     outcome.map_err(|error| error.to_string())
 }
 
-async fn check(config: Config) -> Result<(), String> {
-    start_logging(config.log);
+async fn check(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
+    log.subscribe(config.log);
     let instances = zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())?;
-    match config.api.instance_ids.iter().flatten().take(MAX_IDS).count() {
-        0 => println!("the settings are right, and the API counts {instances} instances"),
-        asked => println!("the settings are right, and the API knows {instances} of {asked} named instances"),
-    }
-    Ok(())
+    let said = match config.api.instance_ids.iter().flatten().take(MAX_IDS).count() {
+        0 => format!("the settings are right, and the API counts {instances} instances\n"),
+        asked => format!("the settings are right, and the API knows {instances} of {asked} named instances\n"),
+    };
+    print(said.as_bytes())
 }
 
 async fn healthcheck(web: &Web) -> Result<(), String> {
@@ -118,17 +169,6 @@ async fn healthcheck(web: &Web) -> Result<(), String> {
         http::probe::healthcheck(address).await.map_err(|error| error.to_string())?;
     }
     Ok(())
-}
-
-fn start_logging(log: Log) {
-    let filter = LevelFilter::from_level(log.level);
-    // Standard error: standard output is for the metrics of --once.
-    let layer = if log.json {
-        fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed()
-    } else {
-        tracing_logfmt::builder().layer().with_writer(std::io::stderr).boxed()
-    };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
 }
 
 fn announce(config: &Config, listeners: &[TcpListener]) {
@@ -158,8 +198,35 @@ fn announce(config: &Config, listeners: &[TcpListener]) {
     }
 }
 
+/// Logs these signals, and which to send instead.
+fn ignore_signals() -> io::Result<()> {
+    for (name, kind) in IGNORED {
+        let mut signals = signal(kind)?;
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                tracing::warn!(signal = name, "signal ignored: send SIGTERM to stop, SIGHUP to reload");
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Changes at every SIGHUP.
+fn reload_signal(has_web_config: bool) -> io::Result<watch::Receiver<()>> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    let files = if has_web_config { "the web config and the secrets" } else { "the secrets, there is no web config" };
+    let (ask, asked) = watch::channel(());
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            tracing::info!(signal = "SIGHUP", "rereading {files}");
+            ask.send_replace(());
+        }
+    });
+    Ok(asked)
+}
+
 /// Resolves at the first SIGTERM or SIGINT.
-fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
+fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {

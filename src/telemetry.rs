@@ -49,23 +49,30 @@ pub(crate) struct Telemetry {
     http_requests: IntCounterVec,
 }
 
+/// Log lines that were dropped. The log begins before there is a registry.
+pub(crate) fn log_lines_dropped() -> IntCounter {
+    let help = "Log lines that were dropped because standard error was blocked or could not be written.";
+    IntCounter::new("zenlayer_exporter_log_lines_dropped_total", help).expect(VALID)
+}
+
 impl Default for Telemetry {
     fn default() -> Self {
-        Self::new(Registry::new())
+        Self::new(Registry::new(), log_lines_dropped())
     }
 }
 
 impl Telemetry {
     /// Metrics for a process that lives on to be scraped: the process's own memory, files and CPU time are there.
-    pub(crate) fn of_process() -> Self {
+    pub(crate) fn of_process(log_lines_dropped: IntCounter) -> Self {
         let registry = Registry::new();
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())).expect(VALID);
-        Self::new(registry)
+        Self::new(registry, log_lines_dropped)
     }
 
     /// Those whose labels are known begin at 0, so that their first increase is seen.
-    fn new(registry: Registry) -> Self {
+    fn new(registry: Registry, log_lines_dropped: IntCounter) -> Self {
+        register(&registry, Ok(log_lines_dropped));
         let gauge = |name, help| register(&registry, Gauge::new(name, help));
         let flag = |name, help| register(&registry, IntGauge::new(name, help));
         let flags = |name, help, labels| register(&registry, IntGaugeVec::new(Opts::new(name, help), labels));
@@ -340,7 +347,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn the_process_is_there_only_where_it_lives_on() {
-        assert!(rendered(&Telemetry::of_process()).contains("\nprocess_resident_memory_bytes "));
+        assert!(rendered(&Telemetry::of_process(log_lines_dropped())).contains("\nprocess_resident_memory_bytes "));
         assert!(!rendered(&Telemetry::default()).contains("process_resident_memory_bytes"));
     }
 }
