@@ -87,9 +87,9 @@ class Analysis(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stdout)
         self.assertLessEqual(set(re.findall(r"^✗ (\S+)", done.stdout, re.M)), OPEN)
 
-    def test_a_wrong_setting_is_not_tried_again(self):
+    def test_only_a_wrong_setting_is_not_tried_again(self):
         """And the exit code is the one that the unit names."""
-        self.assertEqual((settings("Restart"), settings("RestartPreventExitStatus")), (["on-failure"], ["64"]))
+        self.assertEqual((settings("Restart"), settings("RestartPreventExitStatus")), (["always"], ["64"]))
         done = subprocess.run([EXPORTER, "--poll.interval=never", "--demo"], capture_output=True)
         self.assertEqual(done.returncode, 64)
 
@@ -256,6 +256,22 @@ class Command(unittest.TestCase):
         _, log = process.communicate(timeout=10)
         self.assertEqual(process.returncode, 0, log)
         self.assertNotIn("secret", log)
+
+    def test_a_reload_is_logged_and_polls_at_once(self):
+        reload, = settings("ExecReload")
+        self.environment["ZENLAYER_EXPORTER_POLL_INTERVAL"] = "1h"
+        self.environment["ZENLAYER_EXPORTER_POLL_MAX_STALENESS"] = "2h"
+        process = self.confined()
+        self.wait_for_its_first_poll()
+        self.assertEqual(subprocess.run(shlex.split(reload.replace("$MAINPID", str(process.pid)))).returncode, 0)
+        deadline = time.monotonic() + 20
+        while 'zenlayer_exporter_polls_total{outcome="connect"} 2\n' not in self.get("/metrics"):
+            self.assertLess(time.monotonic(), deadline, "it does not poll again")
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+        self.assertEqual(process.returncode, 0, log)
+        self.assertIn("signal=SIGHUP", log)
 
     def test_the_rules_are_in_force(self):
         """Else the test above would show nothing."""
