@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,29 @@ fn full_disk() -> Stdio {
     File::options().write(true).open("/dev/full").unwrap().into()
 }
 
+/// The lines of a log, which are read only when they are asked for; dropping it closes the pipe.
+struct Log(Receiver<String>);
+
+impl Log {
+    fn read(pipe: PipeReader) -> Self {
+        let (line, lines) = mpsc::sync_channel(0);
+        thread::spawn(move || BufReader::new(pipe).lines().try_for_each(|read| line.send(read.unwrap())));
+        Self(lines)
+    }
+
+    /// Reads up to a line that has all of these words.
+    fn until(&self, words: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.0.recv_timeout(left).unwrap_or_else(|error| panic!("no line with {words:?}: {error}"));
+            if words.iter().all(|word| line.contains(word)) {
+                return line;
+            }
+        }
+    }
+}
+
 /// A running exporter that is killed when dropped.
 struct Running {
     child: Child,
@@ -66,18 +90,15 @@ struct Running {
 
 impl Running {
     /// Starts it, and reads its log up to the line that says where it listens.
-    fn start(command: &mut Command) -> (Self, BufReader<PipeReader>) {
+    fn start(command: &mut Command) -> (Self, Log) {
         let (reader, writer) = small_pipe();
         let child = command.stderr(writer).spawn().unwrap();
         // The writing end that this process has is the command's.
         command.stderr(Stdio::null());
-        let mut log = BufReader::new(reader);
-        let address = loop {
-            let line = next_line(&mut log);
-            if let Some((_, rest)) = line.split_once("message=listening address=") {
-                break rest.split(' ').next().unwrap().parse().unwrap();
-            }
-        };
+        let log = Log::read(reader);
+        let line = log.until(&["message=listening address="]);
+        let (_, address) = line.split_once("address=").unwrap();
+        let address = address.split(' ').next().unwrap().parse().unwrap();
         (Self { child, address }, log)
     }
 
@@ -141,22 +162,6 @@ fn wait(child: &mut Child) -> ExitStatus {
     }
 }
 
-fn next_line(log: &mut impl BufRead) -> String {
-    let mut line = String::new();
-    assert!(log.read_line(&mut line).unwrap() > 0, "it ended early");
-    line
-}
-
-/// Reads the log up to a line that has all of these words.
-fn read_until(log: &mut impl BufRead, words: &[&str]) -> String {
-    loop {
-        let line = next_line(log);
-        if words.iter().all(|word| line.contains(word)) {
-            return line;
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn polls_and_scrapes_go_on_while_nobody_reads_standard_error() {
     let simulator = simulator(1000).await;
@@ -173,20 +178,16 @@ async fn polls_and_scrapes_go_on_while_nobody_reads_standard_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_lines_are_reported_once_standard_error_is_read_again() {
     let simulator = simulator(1000).await;
-    let (running, mut log) = Running::start(&mut on_simulator(&simulator, &NOISY));
+    let (running, log) = Running::start(&mut on_simulator(&simulator, &NOISY));
     running.until_lines_are_dropped().await;
     // From here on it has little to say.
     simulator.with_fleet(|fleet| fleet.machines.clear());
-    let reading = tokio::task::spawn_blocking(move || {
-        let report = read_until(&mut log, &["level=error", "log lines were lost while standard error was blocked"]);
-        (report, log)
-    });
-    let (report, mut log) = reading.await.unwrap();
+    let report = log.until(&["level=error", "log lines were lost while standard error was blocked"]);
     let lines = report.split_once("lines=").unwrap().1.split_whitespace().next().unwrap();
     let lines: f64 = lines.parse().unwrap();
     assert!(lines > 0.0, "{report}");
     running.until(|metrics| metrics.value(DROPPED, &[]) >= Some(lines)).await;
-    let rest = thread::spawn(move || read_until(&mut log, &["message=stopped"]));
+    let rest = thread::spawn(move || log.until(&["message=stopped"]));
     assert_eq!(running.stop(), Some(0));
     rest.join().unwrap();
 }
@@ -259,26 +260,25 @@ async fn sighup_rereads_the_web_config() {
     let user = |password: &str| fs::write(&file, format!("basic_auth_users: {{a: {}}}\n", hash(password, 1))).unwrap();
     user("first");
     let flag = format!("--web.config.file={}", file.display());
-    let (running, mut log) =
+    let (running, log) =
         Running::start(&mut exporter(&["--demo", "--poll.interval=1h", "--poll.max-staleness=2h", LISTEN, &flag]));
     let status = async |password: &str| {
         request(running.address, Method::GET, "/healthz", &[("authorization", &basic("a", password))]).await.status
     };
     // Nothing changed, so that only the signal can be the reason.
     running.signal("HUP");
-    read_until(&mut log, &["signal=SIGHUP", "rereading the web config and the secrets"]);
-    read_until(&mut log, &["level=info", "web config reread and in use"]);
+    log.until(&["signal=SIGHUP", "rereading the web config and the secrets"]);
+    log.until(&["level=info", "web config reread and in use"]);
     assert_eq!(status("first").await, 200);
 
     user("second");
     running.signal("HUP");
-    read_until(&mut log, &["level=info", "web config reread and in use"]);
+    log.until(&["level=info", "web config reread and in use"]);
     assert_eq!([status("first").await, status("second").await], [401, 200]);
 
     fs::write(&file, "no web config").unwrap();
     running.signal("HUP");
-    let refused =
-        read_until(&mut log, &["level=error", "web config reread and refused: the previous one stays in use"]);
+    let refused = log.until(&["level=error", "web config reread and refused: the previous one stays in use"]);
     assert!(refused.contains(file.to_str().unwrap()), "{refused}");
     assert_eq!(status("second").await, 200);
     assert_eq!(running.stop(), Some(0));
@@ -293,13 +293,13 @@ async fn sighup_rereads_the_secrets_and_polls() {
     // Only the signal makes it poll again.
     let rarely = ["--poll.interval=1h", "--poll.max-staleness=2h", LISTEN, &token];
     let endpoint = format!("--zenlayer.endpoint={}", simulator.endpoint());
-    let (running, mut log) = Running::start(&mut exporter(&[&rarely[..], &[&endpoint]].concat()));
-    read_until(&mut log, &["poll failed"]);
+    let (running, log) = Running::start(&mut exporter(&[&rarely[..], &[&endpoint]].concat()));
+    log.until(&["poll failed"]);
     fs::write(&file, TOKEN).unwrap();
     for _ in 0..2 {
         running.signal("HUP");
-        read_until(&mut log, &["signal=SIGHUP", "rereading the secrets, there is no web config"]);
-        read_until(&mut log, &["poll succeeded"]);
+        log.until(&["signal=SIGHUP", "rereading the secrets, there is no web config"]);
+        log.until(&["poll succeeded"]);
     }
     running.until_up_is(1.0).await;
     assert_eq!(running.stop(), Some(0));
@@ -307,10 +307,10 @@ async fn sighup_rereads_the_secrets_and_polls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signal_that_means_nothing_is_logged_and_kills_nothing() {
-    let (running, mut log) = Running::start(&mut exporter(&["--demo", LISTEN]));
+    let (running, log) = Running::start(&mut exporter(&["--demo", LISTEN]));
     for name in ["QUIT", "USR1", "USR2", "ALRM", "IO"] {
         running.signal(name);
-        read_until(&mut log, &["level=warn", &format!("signal=SIG{name}"), "signal ignored: send SIGTERM to stop"]);
+        log.until(&["level=warn", &format!("signal=SIG{name}"), "signal ignored: send SIGTERM to stop"]);
         assert_eq!(request(running.address, Method::GET, "/healthz", &[]).await.status, 200, "{name}");
     }
     assert_eq!(running.stop(), Some(0));
@@ -357,7 +357,9 @@ fn the_first_line_of_the_metrics_can_be_all_that_is_read() {
     let mut child =
         exporter(&["--demo=20000", "--once"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut metrics = BufReader::new(child.stdout.take().unwrap());
-    assert!(next_line(&mut metrics).starts_with("# HELP "));
+    let mut first = String::new();
+    metrics.read_line(&mut first).unwrap();
+    assert!(first.starts_with("# HELP "), "{first}");
     drop(metrics);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
