@@ -95,7 +95,7 @@ impl LogWriter {
 
     fn add(&self, line: Vec<u8>) {
         let mut queue = self.lock();
-        // A line that is alone fits, however long: the settings' mistakes are one.
+        // A line that is alone fits, however long: all mistakes of the settings are printed as one.
         if queue.bytes > 0 && queue.bytes + line.len() > MAX_BYTES {
             self.dropped.inc();
             return;

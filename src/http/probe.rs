@@ -28,7 +28,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::config::ListenAddress;
 
-/// How long all of it may take.
+/// How long a health check may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why the exporter does not count as healthy.
