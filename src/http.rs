@@ -1,21 +1,22 @@
 //! The accept loop: connections in, answers out, a bounded drain at the end.
 //!
-//! Invariant: a client that stalls loses its place, one that idles makes room, and a shutdown ends within its bound. It must
-//! not know the API.
+//! Invariant: accepting never waits for a client, and a shutdown ends within its bound. It must not know the API.
 
 mod auth;
 mod body;
+mod checks;
 mod gate;
+mod host;
+mod limit;
 mod own;
 mod page;
-mod places;
 pub mod probe;
 pub(crate) mod reload;
 mod route;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,23 +29,20 @@ use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use self::body::Body;
 pub(crate) use self::gate::Gate;
+use self::limit::{ConnectionLimit, Place, Watched};
 pub use self::own::Format;
 pub(crate) use self::own::Own;
 pub(crate) use self::page::About;
-use self::places::{Place, Places};
 pub(crate) use self::route::Site;
 pub use self::route::{Route, accepts_gzip, route};
 use crate::config::ListenAddress;
 
-/// How long a client may take to send the head of a request, and before that for its TLS handshake.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take no byte of its answer before its connection is closed.
 #[cfg(target_os = "linux")]
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,8 +50,6 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, as when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections beyond the limit that are told so at a time.
-const MAX_REFUSALS: usize = 16;
 const BACKLOG: i32 = 1024;
 /// Requests at a time on one HTTP/2 connection: more than a browser or a scraper has.
 const MAX_STREAMS: u32 = 16;
@@ -61,7 +57,8 @@ const MAX_STREAMS: u32 = 16;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// What may come of bodies on one HTTP/2 connection before they are refused: the least that the protocol allows.
 const BODY_WINDOW: u32 = 65_535;
-/// File descriptors kept from the clients: for requests to the API, for files, for listeners and for the refusals.
+/// File descriptors kept from the clients: for requests to the API, for files, for listeners, and for connections that
+/// have lost their place and are about to be closed.
 const OWN_FILES: usize = 128;
 /// How often an HTTP/2 client has to show that it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -125,11 +122,11 @@ pub(crate) async fn serve(
         site,
         gate,
         open: watch::Sender::new(()),
-        places: Places::new(max_connections.min(room)),
-        refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+        limit: ConnectionLimit::new(max_connections.min(room)),
         graceful: GracefulShutdown::new(),
     });
     let mut accepting = JoinSet::new();
+    accepting.spawn(Arc::clone(&connections.limit).close_overdue());
     for listener in listeners {
         accepting.spawn(accept(listener, Arc::clone(&connections)));
     }
@@ -157,15 +154,18 @@ struct Connections {
     gate: Arc<Gate>,
     /// Dropped when the shutdown begins.
     open: watch::Sender<()>,
-    places: Arc<Places>,
-    refusals: Arc<Semaphore>,
+    limit: Arc<ConnectionLimit>,
     graceful: GracefulShutdown,
 }
 
 async fn accept(listener: TcpListener, connections: Arc<Connections>) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => connections.open(stream).await,
+            Ok((stream, peer)) => {
+                connections.open(stream, peer.ip());
+                // A burst must not close connections before they could read the request that was sent on them.
+                tokio::task::yield_now().await;
+            }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -175,87 +175,50 @@ async fn accept(listener: TcpListener, connections: Arc<Connections>) {
 }
 
 impl Connections {
-    async fn open(&self, stream: TcpStream) {
-        let place = self.places.take().await;
-        // One too many is told so, and those beyond any count are not.
-        let refusal = if place.is_some() { None } else { Arc::clone(&self.refusals).try_acquire_owned().ok() };
-        if place.is_none() && refusal.is_none() {
-            return;
-        }
+    fn open(&self, stream: TcpStream, peer: IpAddr) {
         // Answers are written whole; waiting to fill a segment would only delay them. Neither option is vital.
         let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_TIMEOUT));
+        let (place, closed) = self.limit.admit();
         let (watcher, closing) = (self.graceful.watcher(), self.open.subscribe());
-        let tls = self.gate.tls(place.is_none());
-        let visitor = Visitor { site: Arc::clone(&self.site), gate: Arc::clone(&self.gate), place };
+        let (site, gate) = (Arc::clone(&self.site), Arc::clone(&self.gate));
+        let connection = Connection { site, gate, place: Arc::new(place), peer };
         tokio::spawn(async move {
-            let _refusal = refusal;
-            visitor.stay(stream, tls, watcher, closing).await;
+            tokio::select! {
+                () = connection.serve(stream, watcher, closing) => {}
+                _ = closed => {}
+            }
         });
-    }
-}
-
-/// `None` where the client does not get through in time.
-async fn handshake(
-    tls: &TlsAcceptor,
-    stream: TcpStream,
-    mut closing: watch::Receiver<()>,
-) -> Option<TlsStream<TcpStream>> {
-    let result = tokio::select! {
-        result = tokio::time::timeout(HEADER_TIMEOUT, tls.accept(stream)) => result,
-        _ = closing.changed() => return None,
-    };
-    match result {
-        Ok(Ok(stream)) => Some(stream),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "TLS handshake failed");
-            None
-        }
-        Err(_) => {
-            tracing::debug!(after = ?HEADER_TIMEOUT, "TLS handshake did not end");
-            None
-        }
     }
 }
 
 /// One client's connection.
 #[derive(Clone)]
-struct Visitor {
+struct Connection {
     site: Arc<Site>,
     gate: Arc<Gate>,
-    /// `None` where it is one too many.
-    place: Option<Arc<Place>>,
+    place: Arc<Place>,
+    peer: IpAddr,
 }
 
-impl Visitor {
-    /// Serves the connection for as long as it has its place.
-    async fn stay(self, stream: TcpStream, tls: Option<TlsAcceptor>, watcher: Watcher, closing: watch::Receiver<()>) {
-        let Some(place) = self.place.clone() else {
-            return self.serve(stream, tls, watcher, closing).await;
+impl Connection {
+    async fn serve(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
+        let Some(tls) = self.gate.tls() else { return self.serve_http1(stream, watcher).await };
+        let handshake = tokio::select! {
+            handshake = tls.accept(stream) => handshake,
+            _ = closing.changed() => return,
         };
-        tokio::select! {
-            () = self.serve(stream, tls, watcher, closing) => {}
-            why = place.lost() => tracing::debug!(why, "connection closed"),
+        match handshake {
+            // What the handshake agreed on.
+            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => self.serve_http2(stream, watcher).await,
+            Ok(stream) => self.serve_http1(stream, watcher).await,
+            Err(error) => tracing::debug!(%error, "TLS handshake failed"),
         }
     }
 
-    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>, watcher: Watcher, closing: watch::Receiver<()>) {
-        match tls {
-            None => self.speak_http1(stream, watcher).await,
-            Some(tls) => {
-                if let Some(stream) = handshake(&tls, stream, closing).await {
-                    self.speak(stream, watcher).await;
-                }
-            }
-        }
-    }
-
-    /// The protocol that the handshake agreed on.
-    async fn speak(self, stream: TlsStream<TcpStream>, watcher: Watcher) {
-        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return self.speak_http1(stream, watcher).await;
-        }
+    async fn serve_http2(self, stream: TlsStream<TcpStream>, watcher: Watcher) {
+        let stream = Watched::new(stream, Arc::clone(&self.place), false);
         let service = service_fn(move |request| self.clone().answer(request));
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -268,28 +231,28 @@ impl Visitor {
         until_end(watcher, connection).await;
     }
 
-    async fn speak_http1<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S, watcher: Watcher) {
+    async fn serve_http1<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S, watcher: Watcher) {
+        let stream = Watched::new(stream, Arc::clone(&self.place), true);
         let service = service_fn(move |request| self.clone().answer(request));
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
+            // It would count from the end of the last request, and cut connections that are merely idle.
+            .header_read_timeout(None)
             .max_buf_size(MAX_HEADER_BYTES as usize)
             .serve_connection(TokioIo::new(stream), service);
         until_end(watcher, connection).await;
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let Self { site, gate, place } = self;
-        let under_way = place.as_ref().map(Place::begin);
-        let (path, headers) = (request.uri().path(), request.headers());
-        let mut response = if place.is_none() {
-            site.refuse(&request, gate.admits_at_once(path, headers))
-        } else {
-            match gate.admit(path, headers).await {
+        let Self { site, gate, place, peer } = self;
+        let in_progress = place.begin();
+        let mut response = if host::is_valid(request.version(), request.headers()) {
+            match gate.admit(request.uri().path(), request.headers(), peer).await {
                 Ok(()) if request.body().is_end_stream() => site.answer(&request).await,
                 Ok(()) => site.refuse_body(&request),
                 Err(denial) => site.deny(&request, denial),
             }
+        } else {
+            site.refuse_host(&request)
         };
         // hyper sends no body in answer to HEAD over HTTP/1, and does over HTTP/2.
         if request.method() == Method::HEAD && request.version() == Version::HTTP_2 {
@@ -297,7 +260,7 @@ impl Visitor {
             response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
             response.body_mut().clear();
         }
-        response.body_mut().keep(under_way);
+        response.body_mut().keep(in_progress);
         gate.add_headers(response.headers_mut());
         Ok(response)
     }

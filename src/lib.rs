@@ -315,6 +315,7 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
 /// # Errors
 /// When the client cannot be built or the request fails.
 pub async fn check(config: &Config) -> Result<u64, RunError> {
+    config.web_config.iter().for_each(|web| web.settings.log_warnings());
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
     let session = client.round("the check", config.poll.timeout).session().await?;
     let named = config.api.instance_ids.iter().flatten().take(MAX_IDS).map(String::as_str).collect::<Vec<_>>();

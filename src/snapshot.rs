@@ -19,25 +19,34 @@ use crate::model::{Infos, Inventory, Statuses};
 pub(crate) struct Text {
     pub(crate) bytes: Bytes,
     /// The text compressed, once somebody wants it so.
-    zipped: OnceCell<gzip::Part>,
+    zipped: Arc<OnceCell<gzip::Part>>,
 }
 
 impl Text {
     fn new(text: impl Into<Bytes>) -> Self {
-        Self { bytes: text.into(), zipped: OnceCell::new() }
+        Self { bytes: text.into(), zipped: Arc::default() }
     }
 
     /// The text compressed: by the first who asks, off the async threads, for all who ask.
     pub(crate) async fn zipped(&self) -> &gzip::Part {
-        let compress = || async {
-            let text = self.bytes.clone();
-            let compressed = tokio::task::spawn_blocking(move || gzip::Part::first(&text)).await;
-            let part = compressed.expect("compression does not panic");
-            tracing::debug!(from = self.bytes.len(), to = part.len(), "instance series compressed");
-            part
-        };
-        self.zipped.get_or_init(compress).await
+        if self.zipped.get().is_none() {
+            let (zipped, text) = (Arc::clone(&self.zipped), self.bytes.clone());
+            // A task of its own: work that has begun is finished even if the client that asked is gone.
+            let compression = tokio::spawn(async move {
+                zipped.get_or_init(|| compressed(text)).await;
+            });
+            compression.await.expect("compression does not panic");
+        }
+        self.zipped.get().expect("it was just compressed")
     }
+}
+
+async fn compressed(text: Bytes) -> gzip::Part {
+    let length = text.len();
+    let compressed = tokio::task::spawn_blocking(move || gzip::Part::first(&text)).await;
+    let part = compressed.expect("compression does not panic");
+    tracing::debug!(from = length, to = part.len(), "instance series compressed");
+    part
 }
 
 /// What is served of an inventory, rendered once.

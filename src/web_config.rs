@@ -22,7 +22,7 @@ use ring::digest::{Context, SHA256};
 use rustls::ServerConfig;
 
 use self::check::Check;
-pub(crate) use self::users::{Hash, Users};
+pub(crate) use self::users::{Hash, LONGEST_PASSWORD, Users};
 
 /// No configuration, certificate or key is as long.
 const MOST_BYTES: u64 = 1 << 20;
@@ -32,25 +32,26 @@ const MOST_BYTES: u64 = 1 << 20;
 pub struct Settings {
     /// `None` is plain HTTP.
     pub(crate) tls: Option<Tls>,
-    /// Set on every answer.
+    /// Set on every answer that does not set them itself.
     pub(crate) headers: HeaderMap,
     /// Nobody is asked for a password where there are none.
     pub(crate) users: Users,
     /// `None` is no limit.
     pub(crate) rate_limit: Option<RateLimit>,
+    /// What is used in another way than as written.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// How connections are encrypted.
 #[derive(Debug, Clone)]
 pub(crate) struct Tls {
-    /// Offers what `http2` says.
-    pub(crate) offered: Arc<ServerConfig>,
-    /// The same with HTTP/1.1 alone, for a connection that has to close after one answer.
-    pub(crate) http1: Arc<ServerConfig>,
+    pub(crate) server: Arc<ServerConfig>,
     /// Whether a client without a certificate is turned away.
     pub(crate) needs_client: bool,
     /// Whether a certificate that a client shows has to be of a known authority.
     pub(crate) verifies_client: bool,
+    /// Whether that is one of `client_ca_file`, not any that the system knows.
+    pub(crate) has_own_authority: bool,
     /// Whether it has to have one of the allowed names.
     pub(crate) names_clients: bool,
 }
@@ -73,6 +74,13 @@ impl Settings {
         !self.users.is_empty()
     }
 
+    /// Logs what is used in another way than as written.
+    pub fn log_warnings(&self) {
+        for warning in &self.warnings {
+            tracing::warn!("web config: {warning}");
+        }
+    }
+
     /// What of the protection `self` gives `next` would take away, or whether the address would change: a half-written
     /// file must not open the door, and scrapers know one scheme.
     pub(crate) fn lost_in(&self, next: &Self) -> Option<&'static str> {
@@ -86,6 +94,7 @@ impl Settings {
             () if self.has_users() && !next.has_users() => Some("turns passwords off"),
             () if asks(|tls| tls.needs_client) => Some("no longer requires client certificates"),
             () if asks(|tls| tls.verifies_client) => Some("no longer verifies client certificates"),
+            () if asks(|tls| tls.has_own_authority) => Some("takes clients of any authority that the system knows"),
             () if asks(|tls| tls.names_clients) => Some("takes clients of any name"),
             () => None,
         }
@@ -99,9 +108,10 @@ impl Settings {
 pub fn parse(bytes: &[u8], read: &mut dyn FnMut(&str) -> Result<Vec<u8>, String>) -> Result<Settings, Vec<String>> {
     let text = std::str::from_utf8(bytes).map_err(|_| vec!["is not UTF-8".to_owned()])?;
     let root = yaml::read(text).map_err(|mistake| vec![printable(&mistake)])?;
-    let mut check = Check { mistakes: Vec::new(), read };
-    let settings = check.settings(root);
+    let mut check = Check { mistakes: Vec::new(), warnings: Vec::new(), read };
+    let mut settings = check.settings(root);
     if check.mistakes.is_empty() {
+        settings.warnings.iter_mut().for_each(|warning| *warning = printable(warning));
         return Ok(settings);
     }
     Err(check.mistakes.iter().map(|mistake| printable(mistake)).collect())
@@ -294,10 +304,10 @@ mod tests {
              rate_limit: {{interval: 100ms, burst: 20}}\n"
         );
         let settings = read(&text).unwrap();
-        let Tls { offered, needs_client, .. } = settings.tls.unwrap();
-        assert!(needs_client && !offered.ignore_client_order);
-        assert_eq!(offered.alpn_protocols, [b"http/1.1"]);
-        let provider = offered.crypto_provider();
+        let Tls { server, needs_client, has_own_authority, .. } = settings.tls.unwrap();
+        assert!(needs_client && has_own_authority && !server.ignore_client_order);
+        assert_eq!(server.alpn_protocols, [b"http/1.1"]);
+        let provider = server.crypto_provider();
         let suites: Vec<_> = provider.cipher_suites.iter().map(|suite| suite.suite().as_str().unwrap()).collect();
         assert_eq!(suites, ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS13_AES_128_GCM_SHA256"]);
         let groups: Vec<_> = provider.kx_groups.iter().map(|group| group.name()).collect();
@@ -306,15 +316,15 @@ mod tests {
         assert_eq!(settings.headers["x-xss-protection"], "0");
         assert_eq!(settings.users.keys().collect::<Vec<_>>(), ["alice"]);
         assert_eq!(settings.rate_limit, Some(RateLimit { interval: Duration::from_millis(100), burst: 20 }));
+        assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
     }
 
     #[test]
     fn the_defaults_are_the_toolkit_s() {
         let tls = read(&format!("{TLS}}}\n")).unwrap().tls.unwrap();
-        assert!(tls.offered.ignore_client_order && !tls.needs_client);
-        assert_eq!(tls.offered.alpn_protocols, [&b"h2"[..], b"http/1.1"]);
-        assert_eq!(tls.http1.alpn_protocols, [b"http/1.1"]);
-        assert_eq!(tls.offered.crypto_provider().cipher_suites, rustls::crypto::ring::ALL_CIPHER_SUITES);
+        assert!(tls.server.ignore_client_order && !tls.needs_client);
+        assert_eq!(tls.server.alpn_protocols, [&b"h2"[..], b"http/1.1"]);
+        assert_eq!(tls.server.crypto_provider().cipher_suites, rustls::crypto::ring::ALL_CIPHER_SUITES);
     }
 
     #[test]
@@ -324,10 +334,10 @@ tls_server_config:
   cert_file: gone
   key_file: text
   client_auth_type: Always
-  min_version: TLS10
+  min_version: TLS09
   max_version: TLS14
   cipher_suites: [TLS_RSA_WITH_RC4_128_SHA, TLS_AES_128_GCM_SHA256]
-  curve_preferences: [CurveP521]
+  curve_preferences: [CurveP257]
   prefer_server_cipher_suites: perhaps
   cert_flie: x
 http_server_config:
@@ -359,9 +369,9 @@ web: {}
              TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, \
              TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, \
              TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-            "line 8: tls_server_config.curve_preferences: \"CurveP521\" is not to be had here: there are X25519, \
+            "line 8: tls_server_config.curve_preferences: \"CurveP257\" is not to be had here: there are X25519, \
              CurveP256, CurveP384",
-            "line 5: tls_server_config.min_version: TLS10 is broken and not served: give TLS12 or TLS13",
+            "line 5: tls_server_config.min_version: \"TLS09\" is none of TLS12, TLS13",
             "line 6: tls_server_config.max_version: \"TLS14\" is none of TLS12, TLS13",
             "line 9: tls_server_config.prefer_server_cipher_suites: \"perhaps\" is neither true nor false",
             "line 4: tls_server_config.client_auth_type: \"Always\" is none of NoClientCert, RequestClientCert, \
@@ -377,7 +387,6 @@ web: {}
     #[test]
     fn what_would_not_do_what_it_says_is_refused() {
         let cases = [
-            (format!("{TLS}, key: x}}"), "tls_server_config.key: is given beside key_file: leave one out"),
             (
                 "tls_server_config: {cert_file: cert}".to_owned(),
                 "tls_server_config: key_file is missing: without a key there is no TLS",
@@ -399,12 +408,21 @@ web: {}
                 "tls_server_config: cipher_suites has none for min_version to max_version",
             ),
             (
-                format!("{TLS}, client_auth_type: RequireAndVerifyClientCert}}"),
-                "tls_server_config: client_ca_file is missing: it says who signs the clients' certificates",
+                format!("{TLS}, max_version: TLS11}}"),
+                "tls_server_config.max_version: TLS11 is broken and not served: give TLS12 or TLS13",
+            ),
+            (
+                format!("{TLS}, max_version: TLS12, cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA]}}"),
+                "tls_server_config: cipher_suites has none for min_version to max_version",
+            ),
+            (
+                format!("{TLS}, cipher_suites: [TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384]}}"),
+                "tls_server_config: cipher_suites has none that HTTP/2 requires: add \
+                 TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 or TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, or set http2: false",
             ),
             (
                 format!("{TLS}, client_ca_file: cert}}"),
-                "tls_server_config.client_ca_file: verifies nobody with this client_auth_type: give \
+                "tls_server_config.client_ca_file: verifies nobody without a client_auth_type: give \
                  RequireAndVerifyClientCert, or leave it out",
             ),
             (
@@ -420,10 +438,6 @@ web: {}
                 format!("{TLS}, client_auth_type: RequireAnyClientCert, client_allowed_sans: []}}"),
                 "tls_server_config.client_allowed_sans: is empty, so nobody could connect: name who may, or leave it out",
             ),
-            (
-                "rate_limit: {interval: 1s}".to_owned(),
-                "rate_limit.burst: is missing or 0, which would refuse every request",
-            ),
             ("basic_auth_users: [alice]".to_owned(), "basic_auth_users: is no mapping of names to bcrypt hashes"),
             (
                 "http_server_config: {headers: {X-XSS-Protection: \"a\\nb\"}}".to_owned(),
@@ -438,6 +452,63 @@ web: {}
     }
 
     #[test]
+    fn what_is_used_in_another_way_than_written_draws_a_warning() {
+        let cases = [
+            (format!("{TLS}, key: x}}"), "tls_server_config.key: is not used, because key_file is given too"),
+            (
+                format!("{TLS}, min_version: TLS10}}"),
+                "tls_server_config.min_version: TLS10 is broken and not served: TLS12 is used",
+            ),
+            (
+                format!("{TLS}, cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA]}}"),
+                "tls_server_config.cipher_suites: TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA is not supported and left out",
+            ),
+            (
+                format!("{TLS}, curve_preferences: [CurveP521, CurveP256]}}"),
+                "tls_server_config.curve_preferences: CurveP521 is not supported and left out",
+            ),
+            (
+                format!("{TLS}, client_auth_type: RequireAndVerifyClientCert}}"),
+                "tls_server_config: client_ca_file is missing: a client certificate of any authority that the system \
+                 knows is valid",
+            ),
+            (
+                format!("{TLS}, client_auth_type: RequireAnyClientCert, client_ca_file: cert}}"),
+                "tls_server_config.client_ca_file: verifies nobody with this client_auth_type: give \
+                 RequireAndVerifyClientCert, or leave it out",
+            ),
+            ("rate_limit: {interval: 1s}".to_owned(), "rate_limit.burst: is missing or 0: every request is refused"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(read(&text).unwrap().warnings, [format!("line 1: {expected}")], "{text}");
+        }
+        let warnings =
+            read(&format!("basic_auth_users: {{a: {HASH}, b: {}}}", HASH.replace("$10$", "$18$"))).unwrap().warnings;
+        assert!(warnings[0].starts_with("line 1: basic_auth_users.b: one check takes about "), "{warnings:?}");
+        assert!(warnings[0].ends_with("s on this machine (bcrypt cost 18): use cost 10 to 12"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_curve_list_with_nothing_that_is_supported_is_not_used() {
+        let settings = read(&format!("{TLS}, curve_preferences: [CurveP521]}}")).unwrap();
+        let expected = [
+            "line 1: tls_server_config.curve_preferences: CurveP521 is not supported and left out",
+            "line 1: tls_server_config.curve_preferences: has no other: X25519, CurveP256, CurveP384 are used",
+        ];
+        assert_eq!(settings.warnings, expected);
+        assert_eq!(settings.tls.unwrap().server.crypto_provider().kx_groups.len(), 3);
+    }
+
+    #[test]
+    fn an_interval_may_be_nanoseconds_as_in_go() {
+        let interval = |text| read(&format!("rate_limit: {{interval: {text}, burst: 1}}")).unwrap().rate_limit;
+        for text in ["1500000000", "1s500ms", "1500ms"] {
+            assert_eq!(interval(text).unwrap().interval, Duration::from_millis(1500), "{text}");
+        }
+        assert_eq!(interval("0"), None);
+    }
+
+    #[test]
     fn a_change_that_takes_protection_away_is_seen() {
         let client = format!("{TLS}, client_auth_type: RequireAndVerifyClientCert, client_ca_file: cert}}");
         let anyone = read(&format!("{TLS}, client_auth_type: RequireAnyClientCert}}")).unwrap();
@@ -446,6 +517,8 @@ web: {}
         let (plain, tls, client) = (read("").unwrap(), read(&format!("{TLS}}}")).unwrap(), read(&client).unwrap());
         assert_eq!(client.lost_in(&anyone), Some("no longer verifies client certificates"));
         assert_eq!(named.lost_in(&client), Some("takes clients of any name"));
+        let system = read(&format!("{TLS}, client_auth_type: RequireAndVerifyClientCert}}")).unwrap();
+        assert_eq!(client.lost_in(&system), Some("takes clients of any authority that the system knows"));
         let users = read(&format!("basic_auth_users: {{a: {HASH}}}")).unwrap();
         assert_eq!(tls.lost_in(&plain), Some("turns TLS off"));
         assert_eq!(plain.lost_in(&tls), Some("turns TLS on"));

@@ -1,10 +1,11 @@
 //! Who may: names and passwords by HTTP Basic (RFC 7617), and how often anybody may ask.
 //!
-//! Invariant: bcrypt runs off the async threads, few at a time, and never for a password that is remembered, so that
-//! wrong ones cannot keep out right ones. It bounds what guesses cost this process, not how many there are: the rate limit
-//! does that. It must not know what is served, nor where the users come from.
+//! Invariant: bcrypt runs off the async threads, few at a time, and never for a password that is remembered. A check that
+//! has begun is finished and remembered, whether or not its client waits for it. It must not know what is served, nor where
+//! the users come from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine;
@@ -12,50 +13,46 @@ use base64::prelude::BASE64_STANDARD;
 use hyper::header::{self, HeaderMap};
 use ring::hmac;
 use ring::rand::SystemRandom;
-use tokio::sync::Semaphore;
+use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use crate::web_config::{Hash, RateLimit, Users};
+use super::checks::Checks;
+use crate::web_config::{Hash, LONGEST_PASSWORD, RateLimit, Users};
 
-/// Passwords checked at a time; one takes a core for as long as its hash's cost says.
-const CHECKS: usize = 2;
-/// Passwords that wait to be checked; more would wait longer than a scrape does.
-const WAITING: usize = 64;
+/// Wrong passwords that are remembered: a client with an outdated one repeats it at every scrape.
+const MAX_WRONG: usize = 256;
 
 /// Why a request is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denial {
     /// No password, or a wrong one.
     Unknown,
+    /// A password of which bcrypt would compare a part.
+    Unusable,
     /// Too many passwords wait to be checked.
     Busy,
     /// Too many requests for the rate limit.
     TooOften,
 }
 
-/// How many passwords are checked at a time, whatever happens to the users.
-#[derive(Debug)]
-pub(super) struct Checks {
-    running: Arc<Semaphore>,
-    waiting: Semaphore,
-}
-
-impl Default for Checks {
-    fn default() -> Self {
-        Self { running: Arc::new(Semaphore::new(CHECKS)), waiting: Semaphore::new(WAITING) }
-    }
-}
-
-/// The users, and whose password was right before.
+/// The users, and what is remembered of their passwords.
 pub(super) struct Accounts {
     users: Users,
     /// What an unknown user's password is held against, so that it takes as long as a known one's.
     decoy: Hash,
     /// Of this process alone.
     key: hmac::Key,
-    /// At most one password a user, as a tag that is of no use without the key.
-    remembered: Mutex<HashMap<String, hmac::Tag>>,
+    checked: Mutex<Checked>,
+}
+
+/// Passwords that were checked, as tags that are of no use without the key.
+#[derive(Default, Clone)]
+struct Checked {
+    /// At most one per user.
+    right: HashMap<String, hmac::Tag>,
+    /// The oldest first.
+    wrong: VecDeque<hmac::Tag>,
 }
 
 /// What a request says of who sends it.
@@ -68,19 +65,19 @@ impl Accounts {
     /// `None` where there are no users. Whose hash is as it was in `previous` is still remembered: a tag covers the hash.
     pub(super) fn new(users: Users, previous: Option<&Self>) -> Option<Self> {
         let decoy = *users.values().max_by_key(|hash| hash.cost)?;
-        let (key, mut remembered) = previous.map_or_else(
+        let (key, mut checked) = previous.map_or_else(
             || {
                 let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
-                (key.expect("the system has randomness"), HashMap::new())
+                (key.expect("the system has randomness"), Checked::default())
             },
-            |previous| (previous.key.clone(), previous.remembered().clone()),
+            |previous| (previous.key.clone(), previous.checked().clone()),
         );
-        remembered.retain(|user, _| users.contains_key(user));
-        Some(Self { users, decoy, key, remembered: Mutex::new(remembered) })
+        checked.right.retain(|user, _| users.contains_key(user));
+        Some(Self { users, decoy, key, checked: Mutex::new(checked) })
     }
 
-    fn remembered(&self) -> MutexGuard<'_, HashMap<String, hmac::Tag>> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    fn checked(&self) -> MutexGuard<'_, Checked> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn users(&self) -> &Users {
@@ -89,50 +86,81 @@ impl Accounts {
 
     /// Whether the request has a password that was right before: costs next to nothing.
     pub(super) fn remembers(&self, headers: &HeaderMap) -> bool {
-        Login::of(headers).is_some_and(|login| self.knows(&login))
+        Login::of(headers).is_some_and(|login| self.outcome(&login.user, &self.tag(&login)) == Some(true))
     }
 
-    pub(super) async fn admit(&self, headers: &HeaderMap, checks: &Checks) -> Result<(), Denial> {
+    pub(super) async fn admit(
+        self: &Arc<Self>,
+        headers: &HeaderMap,
+        peer: IpAddr,
+        checks: &Checks,
+    ) -> Result<(), Denial> {
         let login = Login::of(headers).ok_or(Denial::Unknown)?;
-        if self.knows(&login) {
-            return Ok(());
+        if !login.is_usable() {
+            return Err(Denial::Unusable);
         }
-        let _place = checks.waiting.try_acquire().map_err(|_| Denial::Busy)?;
-        let running = Arc::clone(&checks.running).acquire_owned().await.expect("nobody closes it");
+        let tag = self.tag(&login);
+        let right = match self.outcome(&login.user, &tag) {
+            Some(right) => right,
+            None => self.check(login, tag, peer, checks).await?,
+        };
+        right.then_some(()).ok_or(Denial::Unknown)
+    }
+
+    async fn check(
+        self: &Arc<Self>,
+        login: Login,
+        tag: hmac::Tag,
+        peer: IpAddr,
+        checks: &Checks,
+    ) -> Result<bool, Denial> {
+        let hash = *self.hash(&login.user);
+        let turn = checks.turn(&hash, peer).await.ok_or(Denial::Busy)?;
         // Another request may have had the same password checked meanwhile.
-        if self.knows(&login) {
-            return Ok(());
+        if let Some(right) = self.outcome(&login.user, &tag) {
+            return Ok(right);
         }
-        let known = self.users.get(&login.user).copied();
-        let hash = known.unwrap_or(self.decoy);
-        let Login { user, password } = login;
-        let checked = tokio::task::spawn_blocking(move || {
-            // Held until the check ends, even where the client does not wait for it.
-            let _running = running;
-            hash.matches(&password).then_some(password)
+        let accounts = Arc::clone(self);
+        let check = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let right = hash.matches(&login.password) && accounts.users.contains_key(&login.user);
+            accounts.remember(login.user, tag, right);
+            right
         });
-        match (known, checked.await) {
-            (Some(hash), Ok(Some(password))) => {
-                let tag = self.tag(&user, &hash, &password);
-                self.remembered().insert(user, tag);
-                Ok(())
-            }
-            _ => Err(Denial::Unknown),
+        Ok(check.await.unwrap_or(false))
+    }
+
+    /// What came of the check of a password; `None` if it is not remembered.
+    fn outcome(&self, user: &str, tag: &hmac::Tag) -> Option<bool> {
+        let is_it = |known: &hmac::Tag| bool::from(known.as_ref().ct_eq(tag.as_ref()));
+        let checked = self.checked();
+        if checked.right.get(user).is_some_and(is_it) {
+            return Some(true);
         }
+        checked.wrong.iter().any(is_it).then_some(false)
     }
 
-    fn knows(&self, Login { user, password }: &Login) -> bool {
-        let Some(hash) = self.users.get(user) else { return false };
-        let tag = self.tag(user, hash, password);
-        let remembered = self.remembered();
-        remembered.get(user).is_some_and(|known| subtle::ConstantTimeEq::ct_eq(known.as_ref(), tag.as_ref()).into())
+    fn remember(&self, user: String, tag: hmac::Tag, right: bool) {
+        let mut checked = self.checked();
+        if right {
+            checked.right.insert(user, tag);
+            return;
+        }
+        if checked.wrong.len() >= MAX_WRONG {
+            checked.wrong.pop_front();
+        }
+        checked.wrong.push_back(tag);
     }
 
-    fn tag(&self, user: &str, hash: &Hash, password: &[u8]) -> hmac::Tag {
+    fn hash(&self, user: &str) -> &Hash {
+        self.users.get(user).unwrap_or(&self.decoy)
+    }
+
+    fn tag(&self, Login { user, password }: &Login) -> hmac::Tag {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(&user.len().to_be_bytes());
         context.update(user.as_bytes());
-        context.update(&hash.digest);
+        context.update(&self.hash(user).digest);
         context.update(password);
         context.sign()
     }
@@ -149,6 +177,11 @@ impl Login {
         let colon = pair.iter().position(|&byte| byte == b':')?;
         let user = std::str::from_utf8(&pair[..colon]).ok()?.to_owned();
         Some(Self { user, password: Zeroizing::new(pair[colon + 1..].to_vec()) })
+    }
+
+    /// Whether bcrypt compares all of the password: it stops at 72 bytes, and repeats what ends with a NUL.
+    fn is_usable(&self) -> bool {
+        self.password.len() <= LONGEST_PASSWORD && !self.password.contains(&0)
     }
 }
 

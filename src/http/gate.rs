@@ -3,14 +3,16 @@
 //! Invariant: a request or connection sees one configuration from its start to its end. It must not know how files
 //! are read.
 
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hyper::header::HeaderMap;
 use tokio_rustls::TlsAcceptor;
 
-use super::auth::{Accounts, Checks, Denial, Limiter};
+use super::auth::{Accounts, Denial, Limiter};
+use super::checks::Checks;
 use super::route;
-use crate::web_config::{Settings, Tls};
+use crate::web_config::Settings;
 
 /// Admits requests; open to all where no web config is given.
 #[derive(Default)]
@@ -38,6 +40,7 @@ impl Gate {
 
     /// Puts other settings in use. What is remembered stays where it still holds.
     pub(super) fn swap(&self, settings: Settings) {
+        settings.log_warnings();
         let old = self.in_use();
         let kept_accounts = old.accounts.clone().filter(|accounts| *accounts.users() == settings.users);
         let kept_limiter = old.limiter.clone().filter(|_| old.settings.rate_limit == settings.rate_limit);
@@ -55,41 +58,36 @@ impl Gate {
         self.in_use().settings.lost_in(next)
     }
 
-    /// What a new connection has to speak; `None` is plain HTTP. A refused one gets one answer in HTTP/1.1.
-    pub(super) fn tls(&self, refused: bool) -> Option<TlsAcceptor> {
-        let in_use = self.in_use();
-        let Tls { offered, http1, .. } = in_use.settings.tls.as_ref()?;
-        Some(TlsAcceptor::from(Arc::clone(if refused { http1 } else { offered })))
+    /// What a new connection has to speak; `None` is plain HTTP.
+    pub(super) fn tls(&self) -> Option<TlsAcceptor> {
+        Some(TlsAcceptor::from(Arc::clone(&self.in_use().settings.tls.as_ref()?.server)))
     }
 
-    /// Whether the request may be answered.
-    pub(super) async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<(), Denial> {
+    /// Whether the request may be answered. One with a remembered password does not count towards the rate limit, so that
+    /// others cannot use up what a scraper needs.
+    pub(super) async fn admit(&self, path: &str, headers: &HeaderMap, peer: IpAddr) -> Result<(), Denial> {
         if self.open_health && route::is_health(path) {
             return Ok(());
         }
         let in_use = self.in_use();
+        if in_use.accounts.as_ref().is_some_and(|accounts| accounts.remembers(headers)) {
+            return Ok(());
+        }
         if let Some(limiter) = &in_use.limiter {
             limiter.take()?;
         }
         match &in_use.accounts {
-            Some(accounts) => accounts.admit(headers, &self.checks).await,
+            Some(accounts) => accounts.admit(headers, peer, &self.checks).await,
             None => Ok(()),
         }
     }
 
-    /// Whether the request may be answered, as far as that takes no time to find out.
-    pub(super) fn admits_at_once(&self, path: &str, headers: &HeaderMap) -> bool {
-        if self.open_health && route::is_health(path) {
-            return true;
-        }
-        let in_use = self.in_use();
-        in_use.limiter.as_ref().is_none_or(|limiter| limiter.take().is_ok())
-            && in_use.accounts.as_ref().is_none_or(|accounts| accounts.remembers(headers))
-    }
-
-    /// Adds the headers that every answer is to have.
+    /// Adds the headers that every answer is to have, except those that the answer sets itself: the page has a content
+    /// security policy that fits its own script and style.
     pub(super) fn add_headers(&self, headers: &mut HeaderMap) {
-        headers.extend(self.in_use().settings.headers.clone());
+        for (name, value) in &self.in_use().settings.headers {
+            headers.entry(name).or_insert_with(|| value.clone());
+        }
     }
 
     fn in_use(&self) -> Arc<InUse> {

@@ -99,7 +99,10 @@ impl Site {
     pub(crate) fn deny<B>(&self, request: &Request<B>, denial: Denial) -> Response<Body> {
         let path = request.uri().path();
         let response = match denial {
-            Denial::Unknown => unauthorized(),
+            Denial::Unknown => unauthorized("a user name and password are needed here\n"),
+            Denial::Unusable => {
+                unauthorized("a password may have at most 72 bytes and no NUL: bcrypt ignores what follows\n")
+            }
             Denial::Busy => {
                 let text = "too many passwords wait to be checked: try again\n";
                 answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
@@ -118,19 +121,15 @@ impl Site {
         self.telemetry.http_request(label, response.status().as_str());
     }
 
-    /// Answers a request on a connection that is one too many: that the process is healthy, to who may know it, and
-    /// nothing else. A probe must not have it restarted for what its clients do.
-    pub(crate) fn refuse<B>(&self, request: &Request<B>, may_know: bool) -> Response<Body> {
+    /// Refuses a request whose `Host` header is missing, there twice or not a host.
+    pub(crate) fn refuse_host<B>(&self, request: &Request<B>) -> Response<Body> {
+        let text = "a request needs exactly one Host header, with a host and perhaps a port\n";
+        let mut response = answer(StatusCode::BAD_REQUEST, TEXT, text.into());
+        if request.version() < Version::HTTP_2 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         let path = request.uri().path();
-        let asked = route(request.method(), path, &self.telemetry_path);
-        let mut response = if asked == Route::Healthy {
-            if may_know { self.healthy() } else { unauthorized() }
-        } else {
-            let text = "too many connections: close some, or raise --web.max-connections\n";
-            answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
-        };
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        self.telemetry.http_request(OTHER, response.status().as_str());
+        self.count(path, route(request.method(), path, &self.telemetry_path), &response);
         response
     }
 
@@ -235,8 +234,7 @@ impl Site {
     }
 }
 
-fn unauthorized() -> Response<Body> {
-    let text = "a user name and password are needed here\n";
+fn unauthorized(text: &'static str) -> Response<Body> {
     let mut response = answer(StatusCode::UNAUTHORIZED, TEXT, text.into());
     let challenge = HeaderValue::from_static("Basic realm=\"zenlayer-exporter\", charset=\"UTF-8\"");
     response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);

@@ -1,6 +1,7 @@
 //! The tree of the YAML → settings, every mistake noted on the way.
 //!
-//! Invariant: whatever is not used as written is noted, so that what comes out counts only where nothing is noted. It must not know TLS beyond which keys there are: `tls` does.
+//! Invariant: whatever is not used as written is noted, as a mistake or as a warning, and what comes out counts only where
+//! there is no mistake. It must not know TLS beyond which keys there are: `tls` does.
 
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ const HEADERS: [(&str, HeaderName, &[&str]); 5] = [
 /// Collects mistakes.
 pub(super) struct Check<'r> {
     pub(super) mistakes: Vec<String>,
+    /// What is used in another way than as written.
+    pub(super) warnings: Vec<String>,
     /// Gets a file by its name as written.
     pub(super) read: &'r mut dyn FnMut(&str) -> Result<Vec<u8>, String>,
 }
@@ -72,6 +75,7 @@ impl Check<'_> {
             headers,
             users: root.take("basic_auth_users").and_then(|node| self.users(node)).unwrap_or_default(),
             rate_limit: root.take("rate_limit").and_then(|node| self.rate_limit(node)),
+            warnings: std::mem::take(&mut self.warnings),
         }
     }
 
@@ -124,6 +128,7 @@ impl Check<'_> {
             return self.wrong(node.line, PATH, "is no mapping of names to bcrypt hashes");
         };
         let mut users = Users::new();
+        let mut slowest: Option<(usize, String, Hash)> = None;
         for Entry { key: user, line, node } in entries {
             let name = format!("{PATH}.{user}");
             let hash = match &node.value {
@@ -134,9 +139,22 @@ impl Check<'_> {
                 _ if user.contains(|c: char| c == ':' || c.is_control()) => {
                     self.wrong::<()>(line, &name, "has a colon or a control character");
                 }
-                Ok(hash) => drop(users.insert(user, hash)),
-                Err(mistake) => drop(self.wrong::<()>(line, &name, &mistake)),
+                Ok(hash) => {
+                    users.insert(user, hash);
+                    if hash.is_expensive() && slowest.as_ref().is_none_or(|(.., slowest)| hash.cost > slowest.cost) {
+                        slowest = Some((line, name, hash));
+                    }
+                }
+                Err(mistake) => drop(self.wrong::<()>(line, &name, mistake)),
             }
+        }
+        if let Some((line, name, hash)) = slowest {
+            let time = hash.check_time().as_secs_f64();
+            let what = format!(
+                "one check takes about {time:.1}s on this machine (bcrypt cost {}): use cost 10 to 12",
+                hash.cost
+            );
+            self.warn(line, &name, &what);
         }
         Some(users)
     }
@@ -146,10 +164,12 @@ impl Check<'_> {
         let mut fields = self.fields("rate_limit", node, &["interval", "burst"])?;
         let interval = match self.text(&mut fields, "interval") {
             None => Some(Duration::ZERO),
-            Some((_, text)) if text == "0" => Some(Duration::ZERO),
-            Some((line, text)) => humantime::parse_duration(&text).ok().or_else(|| {
-                self.wrong(line, "rate_limit.interval", &format!("{text:?} is no duration: give one like 100ms"))
-            }),
+            // A bare number is nanoseconds, as in Go.
+            Some((line, text)) => {
+                text.parse().map(Duration::from_nanos).or(humantime::parse_duration(&text)).ok().or_else(|| {
+                    self.wrong(line, "rate_limit.interval", &format!("{text:?} is no duration: give one like 100ms"))
+                })
+            }
         };
         let burst = match self.text(&mut fields, "burst") {
             None => Some(0),
@@ -159,8 +179,12 @@ impl Check<'_> {
         };
         match (interval?, burst?) {
             (Duration::ZERO, _) => None,
-            (_, 0) => self.wrong(line, "rate_limit.burst", "is missing or 0, which would refuse every request"),
-            (interval, burst) => Some(RateLimit { interval, burst }),
+            (interval, burst) => {
+                if burst == 0 {
+                    self.warn(line, "rate_limit.burst", "is missing or 0: every request is refused");
+                }
+                Some(RateLimit { interval, burst })
+            }
         }
     }
 
@@ -177,8 +201,8 @@ impl Check<'_> {
     pub(super) fn switch(&mut self, fields: &mut Fields, key: &str, default: bool) -> Option<bool> {
         let Some((line, text)) = self.text(fields, key) else { return Some(default) };
         match &*text {
-            "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => Some(true),
-            "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => Some(false),
+            "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "y" | "Y" | "on" | "On" | "ON" => Some(true),
+            "false" | "False" | "FALSE" | "no" | "No" | "NO" | "n" | "N" | "off" | "Off" | "OFF" => Some(false),
             _ => self.wrong(line, &fields.name(key), &format!("{text:?} is neither true nor false")),
         }
     }
@@ -197,6 +221,10 @@ impl Check<'_> {
             }
         }
         Some(texts)
+    }
+
+    pub(super) fn warn(&mut self, line: usize, name: &str, what: &str) {
+        self.warnings.push(format!("line {line}: {name}: {what}"));
     }
 
     pub(super) fn wrong<T>(&mut self, line: usize, name: &str, what: &str) -> Option<T> {

@@ -18,6 +18,8 @@ use super::san;
 pub(super) struct Client {
     /// Verifies the chain; `None` takes any certificate.
     pub(super) chain: Option<Arc<dyn ClientCertVerifier>>,
+    /// Whether `chain` knows the authorities of the settings alone, and none of the system's.
+    pub(super) has_own_authority: bool,
     pub(super) mandatory: bool,
     /// `None` takes any name.
     pub(super) names: Option<Vec<String>>,

@@ -1,7 +1,7 @@
 //! `tls_server_config` → how rustls is to talk.
 //!
-//! Invariant: what rustls does not have, or would not do as written, is refused by name. It must not know how a
-//! handshake is run.
+//! Invariant: what rustls does not have is left out of a list with a warning, and what would protect less than is written
+//! is refused by name. It must not know how a handshake is run.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{
-    Error, InconsistentKeys, ProtocolVersion, RootCertStore, ServerConfig, SupportedCipherSuite,
+    CipherSuite, Error, InconsistentKeys, ProtocolVersion, RootCertStore, ServerConfig, SupportedCipherSuite,
     SupportedProtocolVersion, version,
 };
 
@@ -43,6 +43,25 @@ static CURVES: [(&str, &dyn SupportedKxGroup); 3] = [
     ("CurveP256", ring::kx_group::SECP256R1),
     ("CurveP384", ring::kx_group::SECP384R1),
 ];
+
+/// Go has these groups too.
+const OTHER_CURVES: [&str; 1] = ["CurveP521"];
+
+/// Go has or had these suites too: with CBC, or without forward secrecy.
+const OTHER_SUITES: [&str; 8] = [
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_RSA_WITH_AES_256_GCM_SHA384",
+];
+
+/// One of these has to be there for HTTP/2 over TLS 1.2 (RFC 9113, section 9.2.2), for each kind of key.
+const HTTP2_SUITES: [CipherSuite; 2] =
+    [CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256];
 
 /// `client_auth_type`, by Go's names.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,10 +96,19 @@ impl Check<'_> {
         let client = self.client(&mut fields);
         let (chain, key, server_order, client) = (chain?, key?, server_order?, client.ok()?);
         let (provider, versions) = (Arc::new(provider?), versions?);
+        let old: Vec<_> =
+            provider.cipher_suites.iter().filter(|suite| !is_tls13(suite)).map(|suite| suite.suite()).collect();
+        let offers_old = versions.contains(&&version::TLS12) && !old.is_empty();
+        if http2 && offers_old && !old.iter().any(|suite| HTTP2_SUITES.contains(suite)) {
+            let what = "cipher_suites has none that HTTP/2 requires: add \
+                        TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 or TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, or set http2: false";
+            return self.wrong(line, PATH, what);
+        }
         let is = |what: fn(&Client) -> bool| client.as_ref().is_some_and(what);
         let needs_client = is(|client| client.mandatory);
         let (verifies_client, names_clients) =
             (is(|client| client.chain.is_some()), is(|client| client.names.is_some()));
+        let has_own_authority = is(|client| client.has_own_authority);
         let Ok(builder) = ServerConfig::builder_with_provider(provider).with_protocol_versions(&versions) else {
             return self.wrong(line, PATH, "cipher_suites has none for min_version to max_version");
         };
@@ -97,29 +125,29 @@ impl Check<'_> {
         };
         config.ignore_client_order = server_order;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let http1 = Arc::new(config.clone());
         if http2 {
             config.alpn_protocols.insert(0, b"h2".to_vec());
         }
-        Some(Tls { offered: Arc::new(config), http1, needs_client, verifies_client, names_clients })
+        Some(Tls { server: Arc::new(config), needs_client, verifies_client, has_own_authority, names_clients })
     }
 
     /// The text of `key` or the content of the file that `key_file` names; `None` where neither is given.
     fn pem(&mut self, fields: &mut Fields, key: &str) -> Result<Option<Pem>, Noted> {
         let file_key = format!("{key}_file");
-        match (self.text(fields, key), self.text(fields, &file_key)) {
-            (Some((line, _)), Some(_)) => {
-                self.wrong(line, &format!("{PATH}.{key}"), &format!("is given beside {file_key}: leave one out"))
-            }
-            (Some((line, text)), None) => {
-                Some(Some(Pem { line, name: format!("{PATH}.{key}"), bytes: text.into_bytes() }))
-            }
-            (None, Some((line, file))) => {
+        let (text, file) = (self.text(fields, key), self.text(fields, &file_key));
+        if let (Some((line, _)), Some(_)) = (&text, &file) {
+            self.warn(*line, &format!("{PATH}.{key}"), &format!("is not used, because {file_key} is given too"));
+        }
+        match (text, file) {
+            (_, Some((line, file))) => {
                 let name = format!("{PATH}.{file_key}");
                 match (self.read)(&file) {
                     Ok(bytes) => Some(Some(Pem { line, name, bytes })),
                     Err(error) => self.wrong(line, &name, &error),
                 }
+            }
+            (Some((line, text)), None) => {
+                Some(Some(Pem { line, name: format!("{PATH}.{key}"), bytes: text.into_bytes() }))
             }
             (None, None) => Some(None),
         }
@@ -149,8 +177,15 @@ impl Check<'_> {
             return self.wrong(line, PATH, "key_file is missing: without a key there is no TLS");
         };
         let bytes = zeroize::Zeroizing::new(pem.bytes);
-        let key = PrivateKeyDer::from_pem_slice(&bytes).ok();
-        key.or_else(|| self.wrong(pem.line, &pem.name, "has no private key: give PEM that is not encrypted"))
+        let Ok(key) = PrivateKeyDer::from_pem_slice(&bytes) else {
+            return self.wrong(pem.line, &pem.name, "has no private key: give PEM that is not encrypted");
+        };
+        if ring::sign::any_supported_type(&key).is_err() {
+            let what = "has a private key that cannot be used here: give ECDSA with P-256 or P-384, RSA with 2048 to 4096 \
+                        bits, or Ed25519";
+            return self.wrong(pem.line, &pem.name, what);
+        }
+        Some(key)
     }
 
     fn provider(&mut self, fields: &mut Fields) -> Option<CryptoProvider> {
@@ -162,49 +197,54 @@ impl Check<'_> {
     /// In the order in which they are preferred.
     fn suites(&mut self, fields: &mut Fields) -> Option<Vec<SupportedCipherSuite>> {
         let all = ring::default_provider().cipher_suites;
-        let names = self.texts(fields, "cipher_suites").unwrap_or_default();
-        let chosen = self.chosen("cipher_suites", names, |name| {
-            let found = all.iter().find(|suite| go_name(**suite) == name).copied();
-            found.ok_or_else(|| all.iter().map(|suite| go_name(*suite)).collect())
-        })?;
-        if chosen.is_empty() {
-            return Some(all);
-        }
+        let known: Vec<_> = all.iter().map(|suite| (go_name(*suite), *suite)).collect();
+        let Some(chosen) = self.chosen(fields, "cipher_suites", &known, &OTHER_SUITES)? else { return Some(all) };
         // As in Go, a list that names none of TLS 1.3 leaves these as they are.
-        let is_tls13 = |suite: &SupportedCipherSuite| suite.version().version == ProtocolVersion::TLSv1_3;
         let names_tls13 = chosen.iter().any(is_tls13);
         let kept = all.into_iter().filter(|suite| is_tls13(suite) && !names_tls13);
         Some(kept.chain(chosen.iter().copied()).collect())
     }
 
     fn curves(&mut self, fields: &mut Fields) -> Option<Vec<&'static dyn SupportedKxGroup>> {
-        let names = self.texts(fields, "curve_preferences").unwrap_or_default();
-        let chosen = self.chosen("curve_preferences", names, |name| {
-            let found = CURVES.iter().find(|(known, _)| *known == name).map(|(_, curve)| *curve);
-            found.ok_or_else(|| CURVES.iter().map(|(known, _)| (*known).to_owned()).collect())
-        })?;
-        Some(if chosen.is_empty() { ring::default_provider().kx_groups } else { chosen })
+        const KEY: &str = "curve_preferences";
+        let known = CURVES.map(|(name, curve)| (name.to_owned(), curve));
+        let all = ring::default_provider().kx_groups;
+        let Some(chosen) = self.chosen(fields, KEY, &known, &OTHER_CURVES)? else { return Some(all) };
+        if chosen.is_empty() {
+            let names = CURVES.map(|(name, _)| name).join(", ");
+            self.warn(fields.line(), &format!("{PATH}.{KEY}"), &format!("has no other: {names} are used"));
+            return Some(all);
+        }
+        Some(chosen)
     }
 
-    /// What each name of a list stands for; `find` gives the names there are where it finds nothing.
-    fn chosen<T>(
+    /// What the names of a list stand for, without those that only Go has; `None` inside where there is no list.
+    #[allow(clippy::option_option, reason = "a list with a mistake is not a list that is missing")]
+    fn chosen<T: Copy>(
         &mut self,
+        fields: &mut Fields,
         key: &str,
-        names: Vec<(usize, String)>,
-        find: impl Fn(&str) -> Result<T, Vec<String>>,
-    ) -> Option<Vec<T>> {
+        known: &[(String, T)],
+        other: &[&str],
+    ) -> Option<Option<Vec<T>>> {
+        let names = self.texts(fields, key).unwrap_or_default();
+        if names.is_empty() {
+            return Some(None);
+        }
+        let path = format!("{PATH}.{key}");
         let mut chosen = Some(Vec::new());
         for (line, name) in names {
-            match (find(&name), &mut chosen) {
-                (Ok(found), Some(chosen)) => chosen.push(found),
-                (Ok(_), None) => {}
-                (Err(known), _) => {
-                    let what = format!("{name:?} is not to be had here: there are {}", known.join(", "));
-                    chosen = self.wrong(line, &format!("{PATH}.{key}"), &what);
-                }
+            if let Some((_, found)) = known.iter().find(|(known, _)| *known == name) {
+                chosen.iter_mut().for_each(|chosen| chosen.push(*found));
+            } else if other.contains(&&*name) {
+                self.warn(line, &path, &format!("{name} is not supported and left out"));
+            } else {
+                let known: Vec<_> = known.iter().map(|(known, _)| &**known).collect();
+                chosen =
+                    self.wrong(line, &path, &format!("{name:?} is not to be had here: there are {}", known.join(", ")));
             }
         }
-        chosen
+        chosen.map(Some)
     }
 
     fn versions(&mut self, fields: &mut Fields) -> Option<Vec<&'static SupportedProtocolVersion>> {
@@ -226,6 +266,10 @@ impl Check<'_> {
         match &*text {
             "TLS12" => Some(12),
             "TLS13" => Some(13),
+            "TLS10" | "TLS11" if key == "min_version" => {
+                self.warn(line, &format!("{PATH}.{key}"), &format!("{text} is broken and not served: TLS12 is used"));
+                Some(12)
+            }
             "TLS10" | "TLS11" => self.wrong(
                 line,
                 &format!("{PATH}.{key}"),
@@ -258,25 +302,35 @@ impl Check<'_> {
         let authorities = self.pem(fields, "client_ca");
         let names = self.allowed_names(fields, kind);
         let (kind, authorities, names) = (kind.ok_or(Noted)?, authorities?, names?);
+        let has_own_authority = authorities.is_some();
         let chain = match (kind, authorities) {
             (ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify, Some(pem)) => {
                 Some(self.chain(&pem).ok_or(Noted)?)
             }
             (ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify, None) => {
-                let wrong = "client_ca_file is missing: it says who signs the clients' certificates";
-                return self.wrong(fields.line(), PATH, wrong).ok_or(Noted);
+                let what =
+                    "client_ca_file is missing: a client certificate of any authority that the system knows is valid";
+                self.warn(fields.line(), PATH, what);
+                Some(system_chain())
             }
-            (_, Some(pem)) => {
+            (ClientAuth::None, Some(pem)) => {
                 let wrong =
-                    "verifies nobody with this client_auth_type: give RequireAndVerifyClientCert, or leave it out";
+                    "verifies nobody without a client_auth_type: give RequireAndVerifyClientCert, or leave it out";
                 return self.wrong(pem.line, &pem.name, wrong).ok_or(Noted);
+            }
+            (ClientAuth::Request | ClientAuth::RequireAny, Some(pem)) => {
+                let what =
+                    "verifies nobody with this client_auth_type: give RequireAndVerifyClientCert, or leave it out";
+                self.warn(pem.line, &pem.name, what);
+                None
             }
             (ClientAuth::None, None) => return Ok(None),
             (ClientAuth::Request | ClientAuth::RequireAny, None) => None,
         };
+        let has_own_authority = has_own_authority && chain.is_some();
         let mandatory = matches!(kind, ClientAuth::RequireAny | ClientAuth::RequireAndVerify);
         let algorithms = ring::default_provider().signature_verification_algorithms;
-        Ok(Some(Client { chain, mandatory, names, algorithms }))
+        Ok(Some(Client { chain, has_own_authority, mandatory, names, algorithms }))
     }
 
     /// Verifies that one of these authorities signed.
@@ -306,6 +360,24 @@ impl Check<'_> {
         }
         Ok(Some(allowed.into_iter().map(|(_, name)| name).collect()))
     }
+}
+
+/// Verifies that an authority signed that the system knows, or Mozilla where the system has none.
+fn system_chain() -> Arc<dyn ClientCertVerifier> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()))
+        // Their names are more than a handshake should carry.
+        .clear_root_hint_subjects()
+        .build()
+        .expect("there are roots, and no revocation lists to be wrong")
+}
+
+fn is_tls13(suite: &SupportedCipherSuite) -> bool {
+    suite.version().version == ProtocolVersion::TLSv1_3
 }
 
 /// What Go calls a cipher suite.
