@@ -50,7 +50,8 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, as when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const BACKLOG: i32 = 1024;
+/// The kernel allows no more by default; one that does not fit is tried again after a second.
+const BACKLOG: i32 = 4096;
 /// Requests at a time on one HTTP/2 connection: more than a browser or a scraper has.
 const MAX_STREAMS: u32 = 16;
 /// What the headers of one request may take.
@@ -122,7 +123,7 @@ pub(crate) async fn serve(
         site,
         gate,
         open: watch::Sender::new(()),
-        limit: ConnectionLimit::new(max_connections.min(room)),
+        limit: ConnectionLimit::new(max_connections, room),
         graceful: GracefulShutdown::new(),
     });
     let mut accepting = JoinSet::new();
@@ -204,6 +205,11 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
+        // What a connection needs in memory is not for clients that send nothing.
+        tokio::select! {
+            _ = stream.readable() => {}
+            _ = closing.changed() => return,
+        }
         let Some(tls) = self.gate.tls() else { return self.serve_http1(stream, watcher).await };
         let handshake = tokio::select! {
             handshake = tls.accept(stream) => handshake,

@@ -32,8 +32,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 const INSTANCES: usize = 2000;
 /// The default of `--web.max-connections`.
 const PLACES: usize = 256;
+/// New connections per second in a burst.
+const BURST: u32 = 2000;
 /// What the test itself opens at a time, and the exporter has to open less.
-const FILES: usize = 2000;
+const FILES: usize = 3500;
 /// What the rude may cost, more than the polite: buffers of 256 connections, and what a debug build wastes.
 const SLACK_KIB: usize = 32 << 10;
 const SCRAPE: &str = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -116,6 +118,24 @@ async fn says_nothing(address: SocketAddr) -> io::Result<()> {
     until_closed(TcpStream::connect(address).await?).await
 }
 
+async fn idles_after_a_request(address: SocketAddr) -> io::Result<()> {
+    until_closed(ask(address, "GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").await?).await
+}
+
+/// Opens connections at a steady rate, each for half a second.
+async fn bursts(address: SocketAddr, until: Instant) {
+    let mut every = tokio::time::interval(Duration::from_millis(10));
+    let mut open = std::collections::VecDeque::new();
+    while Instant::now() < until {
+        every.tick().await;
+        let more = (0..BURST / 100).map(|_| TcpStream::connect(address));
+        open.push_back(futures_util::future::join_all(more).await);
+        if open.len() > 50 {
+            open.pop_front();
+        }
+    }
+}
+
 async fn sends_its_head_slowly(address: SocketAddr) -> io::Result<()> {
     let mut stream = ask(address, "GET /metrics HTTP/1.1\r\nx: ").await?;
     loop {
@@ -178,6 +198,12 @@ async fn reads_a_byte_a_second(address: SocketAddr) -> io::Result<()> {
         stream.read_u8().await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+async fn never_reads_over_tls(client: Arc<Client>, address: SocketAddr) -> io::Result<()> {
+    let mut stream = client.connect(address).await?;
+    stream.write_all(SCRAPE.repeat(200).as_bytes()).await?;
+    std::future::pending().await
 }
 
 async fn begins_a_handshake(address: SocketAddr) -> io::Result<()> {
@@ -269,14 +295,17 @@ where
     F: Future<Output = Result<(), String>>,
 {
     let mut every = tokio::time::interval(Duration::from_millis(100));
-    let mut scrapes = 0;
+    let (mut scrapes, mut slowest) = (0, Duration::ZERO);
     while !rude.is_empty() {
         while rude.try_join_next().is_some() {}
         every.tick().await;
+        let begun = Instant::now();
         let outcome = tokio::time::timeout(PATIENCE, scrape()).await.expect("a scrape hangs");
         outcome.unwrap_or_else(|error| panic!("scrape {scrapes}: {error}"));
+        slowest = slowest.max(begun.elapsed());
         scrapes += 1;
     }
+    println!("{scrapes} scrapes, the slowest in {slowest:?}");
     scrapes
 }
 
@@ -313,7 +342,7 @@ async fn simulator() -> Simulator {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_crowd_of_rude_clients_stops_a_scrape() {
+async fn rude_clients_stop_no_scrape() {
     require_files();
     let simulator = simulator().await;
     let (polite, exporter) = (Running::start(&simulator, &[]), Running::start(&simulator, &[]));
@@ -332,8 +361,9 @@ async fn no_crowd_of_rude_clients_stops_a_scrape() {
     crowd(&mut rude, 10, until, move || speaks_http2_unasked(address));
     crowd(&mut rude, 10, until, move || sends_garbage(address));
     crowd(&mut rude, 10, until, move || closes_its_half(address));
-    crowd(&mut rude, 20, until, move || never_reads(address));
-    crowd(&mut rude, 20, until, move || reads_a_byte_a_second(address));
+    crowd(&mut rude, 150, until, move || never_reads(address));
+    crowd(&mut rude, 150, until, move || reads_a_byte_a_second(address));
+    crowd(&mut rude, 1000, until, move || idles_after_a_request(address));
     let scrapes = scrape_through(&mut rude, || scrape(address)).await;
     let (peak, usual) = (exporter.peak(), polite.peak());
     println!("{scrapes} scrapes; at most {peak} KiB, {usual} KiB among the polite");
@@ -344,7 +374,20 @@ async fn no_crowd_of_rude_clients_stops_a_scrape() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_does_one_over_tls() {
+async fn a_burst_of_connections_stops_no_scrape() {
+    require_files();
+    let simulator = simulator().await;
+    let exporter = Running::start(&simulator, &[]);
+    let address = exporter.address;
+    until_ready(|| scrape(address)).await;
+    let mut rude = JoinSet::new();
+    rude.spawn(bursts(address, Instant::now() + RUDE));
+    assert!(scrape_through(&mut rude, || scrape(address)).await > 0);
+    until_every_place_is_there(address).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rude_clients_over_tls_stop_no_scrape() {
     require_files();
     let (folder, authority, simulator) = (tempfile::tempdir().unwrap(), Authority::new(), simulator().await);
     authority.write(folder.path());
@@ -362,10 +405,11 @@ async fn nor_does_one_over_tls() {
     let usual = exporter.peak();
     let until = Instant::now() + RUDE;
     let mut rude = JoinSet::new();
-    crowd(&mut rude, 300, until, move || says_nothing(address));
-    crowd(&mut rude, 300, until, move || begins_a_handshake(address));
+    crowd(&mut rude, 1000, until, move || says_nothing(address));
+    crowd(&mut rude, 1000, until, move || begins_a_handshake(address));
     crowd(&mut rude, 10, until, move || sends_garbage(address));
-    crowd(&mut rude, 10, until, move || never_reads(address));
+    let over_tls = Arc::clone(&client);
+    crowd(&mut rude, 300, until, move || never_reads_over_tls(Arc::clone(&over_tls), address));
     let over_http2 = Arc::clone(&client);
     crowd(&mut rude, 10, until, move || idles_over_http2(Arc::clone(&over_http2), address));
     let over_http2 = Arc::clone(&client);

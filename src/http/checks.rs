@@ -1,7 +1,7 @@
 //! Whose password is checked next: a check takes a core for as long as the hash's cost says.
 //!
-//! Invariant: guesses do not keep a correct login waiting. A peer with few logins in the queue goes before one with many,
-//! and the newest login of a peer goes first: with as many guesses as connections, the oldest would be next too late.
+//! Invariant: guesses do not keep a correct login waiting. A peer with few logins in the queue goes before one with many.
+//! Of one peer, logins that have waited for long go last: with a guess on every connection, the others would wait as long.
 
 use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::web_config::Hash;
 
 /// Logins that wait for a check at a time.
 const MAX_WAITING: usize = 256;
-/// How long a login may wait: less than a scrape does.
-const MAX_WAIT: Duration = Duration::from_secs(5);
+/// A login that has waited for so long goes last.
+const PROMPT: Duration = Duration::from_millis(250);
 
 /// All queues. They outlive a change of the users, so that no change adds checks that run at a time.
 #[derive(Debug)]
@@ -64,6 +65,7 @@ struct State {
 #[derive(Debug)]
 struct Waiting {
     peer: IpAddr,
+    since: Instant,
     turn: oneshot::Sender<Turn>,
 }
 
@@ -84,14 +86,13 @@ impl Queue {
                 return Some(Turn(Arc::clone(self)));
             }
             if state.waiting.len() >= MAX_WAITING {
-                let last = state.order().max();
-                state.take(last);
+                state.drop_one();
             }
             let (sender, turn) = oneshot::channel();
-            state.waiting.push(Waiting { peer, turn: sender });
+            state.waiting.push(Waiting { peer, since: Instant::now(), turn: sender });
             turn
         };
-        tokio::time::timeout(MAX_WAIT, turn).await.ok()?.ok()
+        turn.await.ok()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -99,27 +100,29 @@ impl Queue {
     }
 }
 
-/// Logins of the same peer, and how new the login is: the smallest is next.
-type Order = (usize, Reverse<usize>);
-
 impl State {
-    fn order(&self) -> impl Iterator<Item = Order> {
-        let of = |peer| self.waiting.iter().filter(|other| other.peer == peer).count();
-        self.waiting.iter().enumerate().map(move |(place, waiting)| (of(waiting.peer), Reverse(place)))
-    }
-
-    fn take(&mut self, which: Option<Order>) -> Option<Waiting> {
-        which.map(|(_, Reverse(place))| self.waiting.remove(place))
+    /// Logins of the same peer.
+    fn logins_of(&self, peer: IpAddr) -> usize {
+        self.waiting.iter().filter(|waiting| waiting.peer == peer).count()
     }
 
     /// Whose turn it is; the check that ended stops counting if nobody waits.
     fn next(&mut self) -> Option<Waiting> {
         self.waiting.retain(|waiting| !waiting.turn.is_closed());
-        let next = self.order().min();
+        let order = |waiting: &Waiting| (self.logins_of(waiting.peer), waiting.since.elapsed() > PROMPT);
+        let next = (0..self.waiting.len()).min_by_key(|&place| order(&self.waiting[place]));
         if next.is_none() {
             self.running -= 1;
         }
-        self.take(next)
+        next.map(|place| self.waiting.remove(place))
+    }
+
+    /// Makes room: the oldest login of the peer that has the most.
+    fn drop_one(&mut self) {
+        let logins = |&place: &usize| (self.logins_of(self.waiting[place].peer), Reverse(place));
+        if let Some(place) = (0..self.waiting.len()).max_by_key(logins) {
+            self.waiting.remove(place);
+        }
     }
 }
 
@@ -162,19 +165,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_with_few_logins_goes_first_and_then_the_newest() {
+    async fn a_peer_with_few_logins_goes_first_and_logins_that_have_waited_for_long_go_last() {
         let queue = Queue::new(1);
         let turn = queue.turn(HERE).await.unwrap();
+        let mut old = login(&queue, HERE);
+        tokio::time::advance(PROMPT + Duration::from_millis(1)).await;
         let [mut first, mut second] = [login(&queue, HERE), login(&queue, HERE)];
         let mut other = login(&queue, THERE);
-        let mut third = login(&queue, HERE);
         drop(turn);
         let turn = poll(&mut other).unwrap().unwrap();
-        assert!(poll(&mut third).is_none(), "one check runs at a time");
+        assert!(poll(&mut first).is_none(), "one check runs at a time");
         drop(turn);
-        drop(poll(&mut third).unwrap().unwrap());
-        drop(poll(&mut second).unwrap().unwrap());
-        drop(poll(&mut first).unwrap().unwrap());
+        for login in [&mut first, &mut second, &mut old] {
+            drop(poll(login).unwrap().unwrap());
+        }
         assert_eq!(queue.state().running, 0);
     }
 
@@ -182,11 +186,11 @@ mod tests {
     async fn a_client_that_gave_up_hands_its_turn_on() {
         let queue = Queue::new(1);
         let turn = queue.turn(HERE).await.unwrap();
-        let mut patient = login(&queue, HERE);
         let [gone, given] = [login(&queue, HERE), login(&queue, HERE)];
+        let mut patient = login(&queue, HERE);
         drop(gone);
         drop(turn);
-        assert!(poll(&mut patient).is_none(), "the newest is next");
+        assert!(poll(&mut patient).is_none(), "another one is first");
         drop(given);
         drop(poll(&mut patient).unwrap().unwrap());
         assert_eq!(queue.state().running, 0);
@@ -201,13 +205,6 @@ mod tests {
         assert!(matches!(poll(&mut crowd[0]), Some(None)));
         assert!(poll(&mut crowd[1]).is_none() && poll(&mut other).is_none());
         assert_eq!(queue.state().waiting.len(), MAX_WAITING);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_login_waits_for_longer_than_a_scrape() {
-        let queue = Queue::new(1);
-        let _turn = queue.turn(HERE).await.unwrap();
-        assert!(login(&queue, HERE).await.is_none());
     }
 
     #[test]

@@ -52,9 +52,10 @@ mod tests {
     fn how_often_it_is_sent_depends_on_the_version() {
         let versions = [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2];
         for (hosts, expected) in [(0, [true, false, true]), (1, [true; 3]), (2, [false; 3])] {
-            let hosts = (0..hosts).map(|_| (header::HOST, HeaderValue::from_static("a")));
             let mut headers = HeaderMap::new();
-            hosts.for_each(|(name, value)| drop(headers.append(name, value)));
+            for _ in 0..hosts {
+                headers.append(header::HOST, HeaderValue::from_static("a"));
+            }
             assert_eq!(versions.map(|version| is_valid(version, &headers)), expected);
         }
     }

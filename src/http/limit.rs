@@ -1,7 +1,8 @@
 //! The limit on connections: which one is closed when another comes, and which one has used up its time.
 //!
-//! Invariant: there are never more connections than the limit, and a new one is always admitted. A connection loses its
-//! place in this order: no request was sent on it yet, it is idle, its client has taken no byte of a response for longest.
+//! Invariant: a new connection is always admitted, and no more than the limit have sent a request. If one has to be closed,
+//! it is one that has sent no request; else the one that is idle for longest; else the one whose client has taken no byte
+//! of its response for longest.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -22,14 +23,19 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Time from the head of a request to the last byte of its response, which keeps an old snapshot in memory.
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
-/// A new connection may use this time for its handshake and first head before idle connections are kept in its place.
+/// A new connection has this time for its handshake and first head before it goes first.
 const GRACE: Duration = Duration::from_millis(100);
+/// Connections beyond the limit while no request was sent on them: in a burst, a client needs time to send one.
+const MAX_NEW: usize = 512;
 /// How often connections are checked for having used up their time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// All connections.
 pub(super) struct ConnectionLimit {
+    /// Connections that have sent a request.
     limit: usize,
+    /// All connections.
+    total: usize,
     state: Mutex<State>,
 }
 
@@ -66,8 +72,7 @@ enum Phase {
 enum Rank {
     Silent(Instant),
     Idle(Instant),
-    New(Instant),
-    Busy(Instant),
+    Active(Instant),
 }
 
 /// One connection's place under the limit, free again when dropped.
@@ -86,9 +91,9 @@ impl Entry {
     fn rank(&self, now: Instant) -> Rank {
         match self.phase {
             Phase::New if now - self.since > GRACE => Rank::Silent(self.since),
-            Phase::New => Rank::New(self.since),
+            Phase::New => Rank::Active(self.since),
             Phase::Idle | Phase::Head => Rank::Idle(self.since),
-            Phase::Busy(_) => Rank::Busy(self.active),
+            Phase::Busy(_) => Rank::Active(self.active),
         }
     }
 
@@ -107,17 +112,17 @@ impl Entry {
 }
 
 impl ConnectionLimit {
-    pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::default() })
+    /// `room` is what the process can open at all.
+    pub(super) fn new(limit: usize, room: usize) -> Arc<Self> {
+        let limit = limit.min(room);
+        Arc::new(Self { limit, total: room.min(limit + MAX_NEW), state: Mutex::default() })
     }
 
     /// A place for one more connection, if need be that of another one.
     pub(super) fn admit(self: &Arc<Self>) -> (Place, Closed) {
         let (mut state, now) = (self.state(), Instant::now());
-        if state.open.len() >= self.limit {
-            let first = state.open.iter().min_by_key(|(_, entry)| entry.rank(now)).map(|(number, _)| *number);
-            let closed = first.and_then(|number| state.open.remove(&number));
-            tracing::debug!(phase = ?closed.map(|entry| entry.phase), "closing a connection: another needs its place");
+        if state.open.len() >= self.total {
+            state.close_first(|_| true);
         }
         let (close, closed) = oneshot::channel();
         let number = state.next;
@@ -146,13 +151,33 @@ impl ConnectionLimit {
     }
 }
 
+impl State {
+    /// Closes one of those connections.
+    fn close_first(&mut self, is_one: impl Fn(&Entry) -> bool) {
+        let now = Instant::now();
+        let ones = self.open.iter().filter(|(_, entry)| is_one(entry));
+        let first = ones.min_by_key(|(number, entry)| (entry.rank(now), **number)).map(|(number, _)| *number);
+        let closed = first.and_then(|number| self.open.remove(&number));
+        tracing::debug!(phase = ?closed.map(|entry| entry.phase), "closing a connection: another needs its place");
+    }
+}
+
 impl Place {
-    /// A request begins.
+    /// A request begins: with the first one, the connection counts towards the limit.
     pub(super) fn begin(self: &Arc<Self>) -> InProgress {
-        self.change(|entry| match entry.phase {
-            Phase::Busy(requests) => entry.phase = Phase::Busy(requests + 1),
-            _ => entry.enter(Phase::Busy(1)),
-        });
+        let mut state = self.limit.state();
+        match state.open.get_mut(&self.number).map(|entry| (entry.phase, entry)) {
+            Some((Phase::New, _)) => {
+                let has_asked = |entry: &Entry| entry.phase != Phase::New;
+                if state.open.values().filter(|entry| has_asked(entry)).count() >= self.limit.limit {
+                    state.close_first(has_asked);
+                }
+                state.open.entry(self.number).and_modify(|entry| entry.enter(Phase::Busy(1)));
+            }
+            Some((Phase::Busy(requests), entry)) => entry.phase = Phase::Busy(requests + 1),
+            Some((_, entry)) => entry.enter(Phase::Busy(1)),
+            None => {}
+        }
         InProgress(Arc::clone(self))
     }
 
@@ -260,58 +285,62 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn places_are_taken_in_order_of_rank() {
-        let limit = ConnectionLimit::new(4);
-        let (_silent, mut silent) = admit(&limit);
-        let (busy, mut busy_closed) = admit(&limit);
+    async fn a_new_connection_takes_the_place_of_the_least_active_one() {
+        let limit = ConnectionLimit::new(9, 4);
+        let ((_silent, mut silent), (stalled, mut stalled_closed)) = (admit(&limit), admit(&limit));
+        let _in_progress = stalled.begin();
         let (idle, mut idle_closed) = admit(&limit);
-        let (_new, mut new) = {
-            let _in_progress = busy.begin();
-            drop(idle.begin());
-            tokio::time::advance(GRACE + Duration::from_millis(1)).await;
-            admit(&limit)
-        };
-        let _in_progress = busy.begin();
-        let later = admit(&limit);
+        drop(idle.begin());
+        tokio::time::advance(GRACE + Duration::from_millis(1)).await;
+        let mut new = vec![admit(&limit), admit(&limit)];
         assert!(is_closed(&mut silent) && !is_closed(&mut idle_closed), "no request was sent on the first one");
-        let later = (later, admit(&limit));
-        assert!(is_closed(&mut idle_closed) && !is_closed(&mut new), "an idle one goes before one that is new");
-        let later = (later, admit(&limit));
-        assert!(is_closed(&mut new) && !is_closed(&mut busy_closed));
-        drop(later);
+        new.push(admit(&limit));
+        assert!(is_closed(&mut idle_closed) && !is_closed(&mut stalled_closed));
+        new.push(admit(&limit));
+        assert!(is_closed(&mut stalled_closed), "its client has taken nothing since before the others were new");
+        assert!(!new.iter_mut().any(|(_, closed)| is_closed(closed)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_busy_connections_the_one_whose_client_takes_nothing_is_closed() {
-        let limit = ConnectionLimit::new(2);
+    async fn a_first_request_takes_the_place_of_an_idle_connection_or_of_one_whose_client_takes_nothing() {
+        let limit = ConnectionLimit::new(3, 99);
         let ((reading, mut reading_closed), (stalled, mut stalled_closed)) = (admit(&limit), admit(&limit));
-        let _in_progress = [reading.begin(), stalled.begin()];
+        let mut in_progress = vec![reading.begin(), stalled.begin()];
+        let (idle, mut idle_closed) = admit(&limit);
+        drop(idle.begin());
+        let mut new: Vec<_> = (0..3).map(|_| admit(&limit)).collect();
+        assert!(!is_closed(&mut idle_closed), "no request was sent on the new ones");
+        in_progress.push(new[0].0.begin());
+        assert!(is_closed(&mut idle_closed));
         tokio::time::advance(Duration::from_secs(2)).await;
         let (server, _client) = duplex(1);
         Watched::new(server, Arc::clone(&reading), true).write_u8(b'x').await.unwrap();
-        let _newer = admit(&limit);
+        in_progress.push(new[1].0.begin());
         assert!(is_closed(&mut stalled_closed) && !is_closed(&mut reading_closed));
+        assert!(!new.iter_mut().any(|(_, closed)| is_closed(closed)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_busy_until_its_last_request_ends() {
-        let limit = ConnectionLimit::new(2);
+        let limit = ConnectionLimit::new(2, 99);
         let ((first, mut first_closed), (second, mut second_closed)) = (admit(&limit), admit(&limit));
         let requests = (first.begin(), first.begin());
         drop(second.begin());
         drop(requests.0);
-        let _third = admit(&limit);
+        let third = admit(&limit);
+        let _in_progress = third.0.begin();
         assert!(is_closed(&mut second_closed) && !is_closed(&mut first_closed));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn there_are_never_more_connections_than_the_limit() {
-        let limit = ConnectionLimit::new(3);
+    async fn there_are_never_more_connections_than_the_limits() {
+        let limit = ConnectionLimit::new(3, 7);
         for _ in 0..10 {
-            let places: Vec<_> = (0..5).map(|_| admit(&limit)).collect();
-            let _in_progress: Vec<_> = places.iter().map(|(place, _)| place.begin()).collect();
+            let places: Vec<_> = (0..9).map(|_| admit(&limit)).collect();
+            assert_eq!(limit.state().open.len(), 7);
+            let in_progress: Vec<_> = places.iter().map(|(place, _)| place.begin()).collect();
             assert_eq!(limit.state().open.len(), 3);
-            drop((_in_progress, places));
+            drop((in_progress, places));
             assert_eq!(limit.state().open.len(), 0, "places are free again when connections end");
         }
     }
@@ -329,7 +358,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_phase_has_its_time() {
-        let limit = ConnectionLimit::new(9);
+        let limit = ConnectionLimit::new(9, 9);
         let sweeper = tokio::spawn(Arc::clone(&limit).close_overdue());
         let (_place, mut closed) = admit(&limit);
         assert!(is_about(lifetime(&mut closed).await, HEAD_TIMEOUT));
@@ -350,7 +379,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_time_for_a_head_begins_with_its_first_byte() {
         for (reads_heads, expected) in [(true, HEAD_TIMEOUT), (false, IDLE_TIMEOUT - Duration::from_secs(20))] {
-            let limit = ConnectionLimit::new(1);
+            let limit = ConnectionLimit::new(1, 1);
             let sweeper = tokio::spawn(Arc::clone(&limit).close_overdue());
             let (place, mut closed) = admit(&limit);
             drop(place.begin());

@@ -165,7 +165,8 @@ pub(crate) fn hash(password: &str, salt: u8) -> String {
 pub(crate) fn hash_at(cost: u32, password: &str, salt: u8) -> String {
     use base64::Engine;
     let salt = [salt; 16];
-    let digest = bcrypt::bcrypt(cost, salt, &[password.as_bytes(), b"\0"].concat());
+    let key = [password.as_bytes(), b"\0"].concat();
+    let digest = bcrypt::bcrypt(cost, salt, &key[..key.len().min(72)]);
     let (salt, digest) = (bcrypt::BASE_64.encode(salt), bcrypt::BASE_64.encode(&digest[..23]));
     format!("$2y${cost:02}${salt}{digest}")
 }
