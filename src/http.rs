@@ -162,11 +162,7 @@ struct Connections {
 async fn accept(listener: TcpListener, connections: Arc<Connections>) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                connections.open(stream, peer.ip());
-                // A burst must not close connections before they could read the request that was sent on them.
-                tokio::task::yield_now().await;
-            }
+            Ok((stream, peer)) => connections.open(stream, peer.ip()),
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -187,7 +183,7 @@ impl Connections {
         let connection = Connection { site, gate, place: Arc::new(place), peer };
         tokio::spawn(async move {
             tokio::select! {
-                () = connection.serve(stream, watcher, closing) => {}
+                () = connection.serve_from_first_byte(stream, watcher, closing) => {}
                 _ = closed => {}
             }
         });
@@ -204,12 +200,19 @@ struct Connection {
 }
 
 impl Connection {
-    async fn serve(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
-        // What a connection needs in memory is not for clients that send nothing.
-        tokio::select! {
-            _ = stream.readable() => {}
-            _ = closing.changed() => return,
+    /// A client that sends nothing does not get the memory that a connection needs.
+    async fn serve_from_first_byte(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
+        let mut first = [0];
+        let sent = tokio::select! {
+            sent = stream.peek(&mut first) => sent.is_ok_and(|bytes| bytes > 0),
+            _ = closing.changed() => false,
+        };
+        if sent {
+            Box::pin(self.serve(stream, watcher, closing)).await;
         }
+    }
+
+    async fn serve(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
         let Some(tls) = self.gate.tls() else { return self.serve_http1(stream, watcher).await };
         let handshake = tokio::select! {
             handshake = tls.accept(stream) => handshake,

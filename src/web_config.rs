@@ -452,6 +452,21 @@ web: {}
     }
 
     #[test]
+    fn a_key_that_cannot_be_used_is_refused_with_those_that_can() {
+        let expected = "line 1: tls_server_config.key_file: has a private key that cannot be used here: give ECDSA with \
+                        P-256 or P-384, RSA with 2048 to 4096 bits, or Ed25519";
+        let keys = [
+            include_str!("../tests/keys/p521.pem"),
+            include_str!("../tests/keys/rsa1024.pem"),
+            include_str!("../tests/keys/secp256k1.pem"),
+        ];
+        for key in keys {
+            let mut read = |name: &str| Ok(if name == "key" { key.into() } else { files()[name].clone().into_bytes() });
+            assert_eq!(parse(format!("{TLS}}}").as_bytes(), &mut read).unwrap_err(), [expected]);
+        }
+    }
+
+    #[test]
     fn what_is_used_in_another_way_than_written_draws_a_warning() {
         let cases = [
             (format!("{TLS}, key: x}}"), "tls_server_config.key: is not used, because key_file is given too"),

@@ -36,7 +36,7 @@ const PLACES: usize = 256;
 const BURST: u32 = 2000;
 /// What the test itself opens at a time, and the exporter has to open less.
 const FILES: usize = 3500;
-/// What the rude may cost, more than the polite: buffers of 256 connections, and what a debug build wastes.
+/// What the rude may cost, more than the polite: buffers of their connections, and what a debug build wastes.
 const SLACK_KIB: usize = 32 << 10;
 const SCRAPE: &str = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -118,6 +118,27 @@ async fn sixty_four_scrapers_share_one_compression() {
     assert_eq!(work(), (1, 1));
 }
 
+#[tokio::test]
+async fn a_compression_whose_client_is_gone_is_finished_and_kept() {
+    count_from_now_on();
+    let simulator = simulator(12_000).await;
+    let mut config = config(&simulator, &["--metrics.status-series=all"]);
+    config.poll.interval = Duration::from_mins(1);
+    let exporter = Exporter::ready(config).await;
+    let mut client = TcpStream::connect(exporter.address).await.unwrap();
+    client.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\naccept-encoding: gzip\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    drop(client);
+    assert_eq!(work(), (1, 0), "it is over too soon to show anything");
+    let deadline = tokio::time::Instant::now() + common::PATIENCE;
+    while work() != (1, 1) {
+        assert!(tokio::time::Instant::now() < deadline, "it is thrown away");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    zipped(&exporter).await;
+    assert_eq!(work(), (1, 1));
+}
+
 /// Puts every instance into that status at once.
 fn turn_all(simulator: &Simulator, status: &str) {
     simulator.with_fleet(|fleet| {

@@ -33,7 +33,7 @@ pub struct Flags {
     #[arg(value_parser = FalseyValueParser::new())]
     pub web_open_health: bool,
 
-    /// Connections served at a time; one more is answered 503
+    /// Connections that have sent a request; one more closes the least active one
     #[arg(long = "web.max-connections", env = "ZENLAYER_EXPORTER_WEB_MAX_CONNECTIONS", hide_env = true)]
     #[arg(value_name = "N", default_value = "256")]
     pub web_max_connections: String,

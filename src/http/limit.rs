@@ -26,7 +26,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 /// A new connection has this time for its handshake and first head before it goes first.
 const GRACE: Duration = Duration::from_millis(100);
 /// Connections beyond the limit while no request was sent on them: in a burst, a client needs time to send one.
-const MAX_NEW: usize = 512;
+/// Far more than tokio accepts before other tasks have their turn, so that what was sent is read first.
+const MAX_NEW: usize = 2048;
 /// How often connections are checked for having used up their time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
