@@ -152,16 +152,18 @@ mod tests {
     fn login(queue: &Arc<Queue>, peer: IpAddr) -> Login {
         let queue = Arc::clone(queue);
         let mut login: Login = Box::pin(async move { queue.turn(peer).await });
-        assert!(poll(&mut login).is_none(), "it has to wait");
+        assert!(poll(&mut login).is_pending(), "it has to wait");
         login
     }
 
-    /// What has become of it: its turn, `Some(None)` if it was dropped from the queue, `None` while it waits.
-    fn poll(login: &mut Login) -> Option<Option<Turn>> {
-        match login.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(turn) => Some(turn),
-            Poll::Pending => None,
-        }
+    /// What has become of it: its turn, or nothing if it was dropped from the queue.
+    fn poll(login: &mut Login) -> Poll<Option<Turn>> {
+        login.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn turn(login: &mut Login) -> Turn {
+        let Poll::Ready(Some(turn)) = poll(login) else { panic!("it is not its turn") };
+        turn
     }
 
     #[tokio::test(start_paused = true)]
@@ -173,11 +175,11 @@ mod tests {
         let [mut first, mut second] = [login(&queue, HERE), login(&queue, HERE)];
         let mut other = login(&queue, THERE);
         drop(turn);
-        let turn = poll(&mut other).unwrap().unwrap();
-        assert!(poll(&mut first).is_none(), "one check runs at a time");
+        let turn = self::turn(&mut other);
+        assert!(poll(&mut first).is_pending(), "one check runs at a time");
         drop(turn);
         for login in [&mut first, &mut second, &mut old] {
-            drop(poll(login).unwrap().unwrap());
+            drop(self::turn(login));
         }
         assert_eq!(queue.state().running, 0);
     }
@@ -190,9 +192,9 @@ mod tests {
         let mut patient = login(&queue, HERE);
         drop(gone);
         drop(turn);
-        assert!(poll(&mut patient).is_none(), "another one is first");
+        assert!(poll(&mut patient).is_pending(), "another one is first");
         drop(given);
-        drop(poll(&mut patient).unwrap().unwrap());
+        drop(self::turn(&mut patient));
         assert_eq!(queue.state().running, 0);
     }
 
@@ -202,8 +204,8 @@ mod tests {
         let _turn = queue.turn(HERE).await.unwrap();
         let mut other = login(&queue, THERE);
         let mut crowd: Vec<_> = (1..=MAX_WAITING).map(|_| login(&queue, HERE)).collect();
-        assert!(matches!(poll(&mut crowd[0]), Some(None)));
-        assert!(poll(&mut crowd[1]).is_none() && poll(&mut other).is_none());
+        assert!(matches!(poll(&mut crowd[0]), Poll::Ready(None)));
+        assert!(poll(&mut crowd[1]).is_pending() && poll(&mut other).is_pending());
         assert_eq!(queue.state().waiting.len(), MAX_WAITING);
     }
 

@@ -379,7 +379,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_time_for_a_head_begins_with_its_first_byte() {
-        for (reads_heads, expected) in [(true, HEAD_TIMEOUT), (false, IDLE_TIMEOUT - Duration::from_secs(20))] {
+        for (reads_heads, expected) in
+            [(true, HEAD_TIMEOUT), (false, IDLE_TIMEOUT.saturating_sub(Duration::from_secs(20)))]
+        {
             let limit = ConnectionLimit::new(1, 1);
             let sweeper = tokio::spawn(Arc::clone(&limit).close_overdue());
             let (place, mut closed) = admit(&limit);

@@ -59,7 +59,7 @@ const OTHER_SUITES: [&str; 8] = [
     "TLS_RSA_WITH_AES_256_GCM_SHA384",
 ];
 
-/// One of these has to be there for HTTP/2 over TLS 1.2 (RFC 9113, section 9.2.2), for each kind of key.
+/// HTTP/2 requires one of these, by the kind of the key, over TLS 1.2 (RFC 9113, section 9.2.2).
 const HTTP2_SUITES: [CipherSuite; 2] =
     [CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256];
 
@@ -96,10 +96,7 @@ impl Check<'_> {
         let client = self.client(&mut fields);
         let (chain, key, server_order, client) = (chain?, key?, server_order?, client.ok()?);
         let (provider, versions) = (Arc::new(provider?), versions?);
-        let old: Vec<_> =
-            provider.cipher_suites.iter().filter(|suite| !is_tls13(suite)).map(|suite| suite.suite()).collect();
-        let offers_old = versions.contains(&&version::TLS12) && !old.is_empty();
-        if http2 && offers_old && !old.iter().any(|suite| HTTP2_SUITES.contains(suite)) {
+        if http2 && versions.contains(&&version::TLS12) && !serves_http2(&provider.cipher_suites) {
             let what = "cipher_suites has none that HTTP/2 requires: add \
                         TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 or TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, or set http2: false";
             return self.wrong(line, PATH, what);
@@ -232,19 +229,20 @@ impl Check<'_> {
             return Some(None);
         }
         let path = format!("{PATH}.{key}");
-        let mut chosen = Some(Vec::new());
+        let (mut chosen, mut all_known) = (Vec::new(), true);
         for (line, name) in names {
             if let Some((_, found)) = known.iter().find(|(known, _)| *known == name) {
-                chosen.iter_mut().for_each(|chosen| chosen.push(*found));
+                chosen.push(*found);
             } else if other.contains(&&*name) {
                 self.warn(line, &path, &format!("{name} is not supported and left out"));
             } else {
+                all_known = false;
                 let known: Vec<_> = known.iter().map(|(known, _)| &**known).collect();
-                chosen =
-                    self.wrong(line, &path, &format!("{name:?} is not to be had here: there are {}", known.join(", ")));
+                let what = format!("{name:?} is not to be had here: there are {}", known.join(", "));
+                self.wrong::<()>(line, &path, &what);
             }
         }
-        chosen.map(Some)
+        all_known.then_some(Some(chosen))
     }
 
     fn versions(&mut self, fields: &mut Fields) -> Option<Vec<&'static SupportedProtocolVersion>> {
@@ -374,6 +372,12 @@ fn system_chain() -> Arc<dyn ClientCertVerifier> {
         .clear_root_hint_subjects()
         .build()
         .expect("there are roots, and no revocation lists to be wrong")
+}
+
+/// Whether HTTP/2 has what it requires of TLS 1.2, if a suite of that version is offered at all.
+fn serves_http2(suites: &[SupportedCipherSuite]) -> bool {
+    let mut old = suites.iter().filter(|suite| !is_tls13(suite)).peekable();
+    old.peek().is_none() || old.any(|suite| HTTP2_SUITES.contains(&suite.suite()))
 }
 
 fn is_tls13(suite: &SupportedCipherSuite) -> bool {
