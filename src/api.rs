@@ -33,7 +33,7 @@ pub use self::round::Round;
 use self::transport::{Connections, Transport};
 use self::wire::{Answer, Listing, Malformed, Query, Refusal};
 pub use self::wire::{InfoPage, Page};
-use crate::config::{Api, CredentialSource, is_loopback};
+use crate::config::{Api, CredentialSource};
 use crate::credentials;
 use crate::secret::Credential;
 
@@ -112,7 +112,7 @@ impl Client {
     /// A client that has connected to nothing yet.
     ///
     /// # Errors
-    /// When a proxy variable of the environment is no URL.
+    /// When the HTTP library cannot use the settings.
     pub fn new(
         endpoint: &Url,
         credentials: CredentialSource,
@@ -123,7 +123,7 @@ impl Client {
         let mut url = endpoint.clone();
         url.set_path(&format!("/api/v2/{}", settings.service.name()));
         Ok(Self {
-            transport: Transport::new(&settings.authorities, is_loopback(endpoint), settings.request_timeout)?,
+            transport: Transport::new(&settings.authorities, settings.proxy.clone(), settings.request_timeout)?,
             bodies: Budget::new(),
             host: host_header(endpoint),
             url,

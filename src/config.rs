@@ -4,9 +4,15 @@
 //! It must not read the environment itself, nor open a socket.
 
 mod access;
+mod arguments;
+mod authorities;
 mod check;
+mod environment;
 mod flags;
+mod proxy;
+mod values;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -17,7 +23,9 @@ use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 
 use self::check::Check;
+pub use self::environment::Environment;
 pub use self::flags::Flags;
+pub use self::proxy::Proxy;
 use crate::model::{Service, StatusSeries};
 use crate::secret::Secret;
 use crate::shard::Shard;
@@ -105,8 +113,10 @@ pub struct Api {
     pub instance_ids: Option<Vec<String>>,
     /// Watch only this resource group.
     pub resource_group_id: Option<String>,
-    /// Extra certificate authorities.
+    /// Certificates to trust besides the system's and Mozilla's authorities.
     pub authorities: Vec<CertificateDer<'static>>,
+    /// What requests go through; `None` is the direct way.
+    pub proxy: Option<Proxy>,
     /// Entries asked for in one page.
     pub page_size: usize,
     /// Requests in flight at most.
@@ -261,6 +271,8 @@ pub struct Config {
     pub status_series: StatusSeries,
     /// Logging.
     pub log: Log,
+    /// What works, but is probably not meant.
+    pub warnings: Vec<String>,
 }
 
 impl Config {
@@ -273,23 +285,58 @@ impl Config {
     }
 }
 
-/// Everything that is wrong with the settings, a line each.
+/// Why there is nothing to do with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Help or the version was asked for: this is it.
+    #[error("{0}")]
+    Asked(clap::Error),
+    /// Everything that is wrong with them.
+    #[error(transparent)]
+    Mistakes(Mistakes),
+}
+
+/// Everything that is wrong with the settings, a line each, and what may explain it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct Mistakes(pub Vec<String>);
 
+/// What is wrong with a setting, in the form that all such mistakes have.
+fn invalid(setting: &str, value: &str, expected: &str) -> String {
+    const LONGEST: usize = 100;
+    let shown: String = value.chars().take(LONGEST).collect();
+    let cut = if shown.len() < value.len() { " (cut)" } else { "" };
+    format!("invalid value {shown:?}{cut} for {setting}: expected {expected}")
+}
+
 impl Command {
-    /// Checks what was typed. `variable` looks up the vendor's own environment variables.
+    /// Checks the arguments, without the program's name, and the environment.
     ///
     /// # Errors
-    /// Every mistake at once.
-    pub fn check(flags: &Flags, variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, Mistakes> {
-        let mut check = Check { mistakes: Vec::new(), variable };
-        let command = check.command(&flags.clone().without_empty());
-        match command {
-            Some(command) if check.mistakes.is_empty() => Ok(command),
-            _ => Err(Mistakes(check.mistakes)),
+    /// Every mistake at once; or the help or version that was asked for.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> Result<Self, Refusal> {
+        let given = arguments::read(arguments, environment)?;
+        let mut check = Check {
+            mistakes: given.mistakes,
+            warnings: environment.unknown(&arguments::names()),
+            by_variable: &given.by_variable,
+            environment,
+        };
+        match check.command(&given.flags) {
+            Some(command) if check.mistakes.is_empty() => Ok(command.with_warnings(check.warnings)),
+            _ => {
+                let warnings = check.warnings.iter().map(|warning| format!("warning: {warning}"));
+                Err(Refusal::Mistakes(Mistakes(check.mistakes.into_iter().chain(warnings).collect())))
+            }
         }
+    }
+
+    fn with_warnings(mut self, warnings: Vec<String>) -> Self {
+        match &mut self {
+            Self::Serve(config) | Self::Once(config) | Self::Check(config) => config.warnings = warnings,
+            Self::Healthcheck(_) => {}
+        }
+        self
     }
 }
 

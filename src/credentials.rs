@@ -15,7 +15,6 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::config::{CredentialSource, SecretSource};
-use crate::exposure;
 use crate::profile::{self, ProfileError};
 use crate::secret::{Credential, LONGEST_READ, Secret, SecretFileError};
 
@@ -132,19 +131,8 @@ fn read(source: &CredentialSource) -> Result<Credential, CredentialError> {
     })
 }
 
-/// Says so where everybody on this machine can read the file that the credential is in.
-pub(crate) fn warn_of_exposure(source: &CredentialSource) {
-    let Some(file) = file(source).filter(|file| exposure::is_open_to_all(file)) else {
-        return;
-    };
-    tracing::warn!(
-        file = %file.display(),
-        fix = format!("chmod o-r {}", file.display()),
-        "every user of this machine can read the file with the secret"
-    );
-}
-
-fn file(source: &CredentialSource) -> Option<&Path> {
+/// The file that the credential is in; `None` where it is in a variable.
+pub(crate) fn file(source: &CredentialSource) -> Option<&Path> {
     match source {
         CredentialSource::KeyPair { password: SecretSource::File(path), .. }
         | CredentialSource::Token(SecretSource::File(path))

@@ -11,12 +11,23 @@ const OTHERS_ENTER: u32 = 0o001;
 /// Where the kernel lists what is mounted.
 const MOUNTS: &str = "/proc/self/mountinfo";
 
+/// Warns where every user of this machine can read a file that holds a secret.
+pub(crate) fn warn(file: &Path) {
+    if is_open_to_all(file) {
+        tracing::warn!(
+            file = %file.display(),
+            fix = format!("chmod o-r {}", file.display()),
+            "every user of this machine can read the file with the secret"
+        );
+    }
+}
+
 /// Whether others than its owner and group can read the file.
 ///
 /// The group is passed over: a Kubernetes Secret belongs to root and is readable by the pod's group, which is how the
 /// exporter's user comes to read it. So is a read-only mount, as which containers get their secrets, often readable by
 /// all: who else could read there is settled outside of the container, and its mode cannot be changed from inside.
-pub(crate) fn is_open_to_all(file: &Path) -> bool {
+fn is_open_to_all(file: &Path) -> bool {
     // Where the file really is: the modes of a symbolic link and of its directory say nothing.
     let Ok(path) = fs::canonicalize(file) else {
         return false;

@@ -55,6 +55,7 @@ mod snapshot;
 mod telemetry;
 pub mod web_config;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -65,12 +66,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Backoff, Client, InfoPage, Page};
 use crate::clock::Clock;
 use crate::config::{Config, Target};
 use crate::http::{About, Gate, Own, Site, reload};
 use crate::info::Collector;
+use crate::model::Statuses;
 use crate::poller::{Names, Poller};
 use crate::simulator::{Knobs, Simulator};
 use crate::snapshot::Published;
@@ -138,11 +139,9 @@ async fn connect(
     backoff: Backoff,
     telemetry: &Arc<Telemetry>,
 ) -> Result<(Client, Option<Simulator>), RunError> {
+    report(config);
     let (endpoint, credentials, simulator) = match &config.target {
-        Target::Account { endpoint, credentials } => {
-            credentials::warn_of_exposure(credentials);
-            (endpoint.clone(), credentials.clone(), None)
-        }
+        Target::Account { endpoint, credentials } => (endpoint.clone(), credentials.clone(), None),
         Target::Demo { instances } => {
             let simulator = Simulator::start(Knobs::demo(config.api.service, *instances)).await?;
             tracing::info!(
@@ -155,6 +154,21 @@ async fn connect(
     };
     let observer = Arc::clone(telemetry) as Arc<dyn api::Observer>;
     Ok((Client::new(&endpoint, credentials, config.api.clone(), backoff, observer)?, simulator))
+}
+
+/// Logs what an operator should know of the settings before anything is done with them.
+fn report(config: &Config) {
+    for warning in &config.warnings {
+        tracing::warn!(warning, "a setting is probably not what was meant");
+    }
+    if let Target::Account { credentials, .. } = &config.target {
+        credentials::file(credentials).iter().for_each(|file| exposure::warn(file));
+    }
+    let web_files = config.web_config.iter().flat_map(|web_config| &web_config.files.secret);
+    web_files.for_each(|file| exposure::warn(file));
+    if let Some(proxy) = &config.api.proxy {
+        tracing::info!(%proxy, "requests to the API go through a proxy");
+    }
 }
 
 /// What a caller may bring besides the settings.
@@ -310,20 +324,48 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
     Ok((text, outcome))
 }
 
-/// `--config.check`: makes one request for each action there is to ask for. Returns how many instances the API counts: all, or of the first that are named.
+/// What the API knows of the instances to watch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Of an account: how many there are.
+    All(u64),
+    /// Of named instances.
+    Named {
+        /// How many of them exist.
+        found: usize,
+        /// The IDs of those that do not.
+        missing: Vec<String>,
+    },
+}
+
+/// `--config.check`: makes one request for each action there is to ask for, or as many as it takes to look up all named
+/// instances.
 ///
 /// # Errors
-/// When the client cannot be built or the request fails.
-pub async fn check(config: &Config) -> Result<u64, RunError> {
+/// When the client cannot be built or a request fails.
+pub async fn check(config: &Config) -> Result<Known, RunError> {
     config.web_config.iter().for_each(|web| web.settings.log_warnings());
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
     let session = client.round("the check", config.poll.timeout).session().await?;
-    let named = config.api.instance_ids.iter().flatten().take(MAX_IDS).map(String::as_str).collect::<Vec<_>>();
-    let page: Page = if named.is_empty() { session.page(1).await? } else { session.look_up(&named).await? };
+    let known = match config.api.instance_ids.as_deref() {
+        // Whether the credentials are right shows also where all named instances are another shard's.
+        None | Some([]) => {
+            let all = session.page::<Page>(1).await?.head.total_count;
+            config.api.instance_ids.as_ref().map_or(Known::All(all), |_| Known::Named { found: 0, missing: vec![] })
+        }
+        Some(ids) => {
+            let ids: Vec<_> = ids.iter().map(String::as_str).collect();
+            let mut statuses = Statuses::documented(config.api.service);
+            let collected = inventory::collect_named(&session, &ids, &mut statuses).await?;
+            let found: BTreeSet<_> = collected.inventory.iter().map(|instance| instance.id).collect();
+            let missing: Vec<_> = ids.iter().filter(|id| !found.contains(*id)).map(|&id| id.to_owned()).collect();
+            Known::Named { found: ids.len() - missing.len(), missing }
+        }
+    };
     if config.instance_info.is_some() {
-        let _: InfoPage = if named.is_empty() { session.page(1).await? } else { session.look_up(&named).await? };
+        session.page::<InfoPage>(1).await?;
     }
-    Ok(page.head.total_count)
+    Ok(known)
 }
 
 #[cfg(test)]

@@ -9,16 +9,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use zenlayer_exporter::api::wire::MAX_IDS;
-use zenlayer_exporter::config::{Command, Config, Flags, ListenAddress, Web};
+use zenlayer_exporter::config::{Command, Config, ListenAddress, Refusal, Web};
 use zenlayer_exporter::logging::LogWriter;
 use zenlayer_exporter::web_config::Settings;
-use zenlayer_exporter::{Options, Watchdog, build_info, http};
+use zenlayer_exporter::{Known, Options, Watchdog, build_info, http};
 
 /// The command was used incorrectly (`EX_USAGE` of sysexits.h).
 const BAD_SETTING: u8 = 64;
@@ -46,18 +44,11 @@ fn main() -> ExitCode {
 }
 
 fn run(log: &Arc<LogWriter>) -> ExitCode {
-    let flags = match Flags::try_parse() {
-        Ok(flags) => flags,
-        Err(error) if error.use_stderr() => {
-            log.print(error.to_string().trim_end());
-            return ExitCode::from(BAD_SETTING);
-        }
-        Err(help) => return exit_code(log, printed(help.print())),
-    };
-    match Command::check(&flags, &|name| std::env::var(name).ok()) {
+    match Command::read(std::env::args_os().skip(1), &std::env::vars_os().collect()) {
         Ok(command) => start(log, command),
-        Err(mistakes) => {
-            log.print(&format!("zenlayer-exporter: these settings are wrong:\n{mistakes}"));
+        Err(Refusal::Asked(help)) => exit_code(log, printed(help.print())),
+        Err(Refusal::Mistakes(mistakes)) => {
+            log.print(&format!("zenlayer-exporter: invalid settings:\n{mistakes}"));
             ExitCode::from(BAD_SETTING)
         }
     }
@@ -156,12 +147,26 @@ async fn once(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
 
 async fn check(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
     log.subscribe(config.log);
-    let instances = zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())?;
-    let said = match config.api.instance_ids.iter().flatten().take(MAX_IDS).count() {
-        0 => format!("the settings are right, and the API counts {instances} instances\n"),
-        asked => format!("the settings are right, and the API knows {instances} of {asked} named instances\n"),
+    let said = match zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())? {
+        Known::All(instances) => format!("the settings are right, and the API counts {instances} instances\n"),
+        Known::Named { found, missing } => format!(
+            "the settings are right, and the API knows {found} of {} named instances{}\n",
+            found + missing.len(),
+            in_words(&missing)
+        ),
     };
     print(said.as_bytes())
+}
+
+/// The first of the missing IDs, where there are any.
+fn in_words(missing: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown = &missing[..missing.len().min(SHOWN)];
+    match missing.len() - shown.len() {
+        _ if missing.is_empty() => String::new(),
+        0 => format!("; missing: {}", shown.join(", ")),
+        more => format!("; missing: {} and {more} more", shown.join(", ")),
+    }
 }
 
 async fn healthcheck(web: &Web) -> Result<(), String> {

@@ -281,18 +281,16 @@ async fn next(names: &mut Option<Names>) -> Infos {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
     use crate::api::Backoff;
-    use crate::config::{Command, Config, Flags, Target};
+    use crate::config::{Command, Config, Environment, Target};
     use crate::model::Service;
     use crate::simulator::{Knobs, Simulator};
     use crate::snapshot::RenderedInfos;
 
     fn config(simulator: &Simulator) -> Config {
-        let flags = Flags::parse_from(["zenlayer-exporter", "--demo", "--collector.instance-info"]);
-        let Ok(Command::Serve(config)) = Command::check(&flags, &|_| None) else { panic!("the settings are wrong") };
+        let flags = ["--demo", "--collector.instance-info"].map(Into::into);
+        let Ok(Command::Serve(config)) = Command::read(flags, &Environment::default()) else { panic!("no settings") };
         let target = Target::Account { endpoint: simulator.endpoint(), credentials: simulator.credentials() };
         Config { target, ..config }
     }

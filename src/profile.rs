@@ -11,7 +11,7 @@ use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, de};
 use serde_json::value::RawValue;
 
-use crate::secret::{Credential, Secret, SecretFileError, contents, is_header_text};
+use crate::secret::{Credential, Flaw, Secret, SecretFileError, contents, decode, is_header_text};
 
 /// Why there is no such profile.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +70,8 @@ struct Profile {
 pub(crate) fn read(path: &Path, name: &str) -> Result<Credential, ProfileError> {
     let bytes = contents(path)?;
     // Raw: only the profile that is asked for is taken apart, and no other has to be right.
-    let profiles: BTreeMap<String, &RawValue> =
-        serde_json::from_slice(&bytes).map_err(|error| malformed(path, &error))?;
+    let text = decode(&bytes).map_err(|flaw| flawed(path, flaw))?;
+    let profiles: BTreeMap<String, &RawValue> = serde_json::from_str(text).map_err(|error| malformed(path, &error))?;
     let unusable = |wrong| ProfileError::Unusable { path: path.to_owned(), name: name.to_owned(), wrong };
     let Some(profile) = profiles.get(name) else {
         let there = in_words(profiles.keys());
@@ -112,8 +112,13 @@ pub(crate) fn current(path: &Path) -> Result<Option<String>, ProfileError> {
         }
         bytes => bytes?,
     };
-    let settings: Settings = serde_json::from_slice(&bytes).map_err(|error| malformed(path, &error))?;
+    let text = decode(&bytes).map_err(|flaw| flawed(path, flaw))?;
+    let settings: Settings = serde_json::from_str(text).map_err(|error| malformed(path, &error))?;
     Ok(settings.current_profile.filter(|name| !name.is_empty()))
+}
+
+fn flawed(path: &Path, flaw: Flaw) -> ProfileError {
+    SecretFileError::Flawed { path: path.to_owned(), flaw }.into()
 }
 
 /// The place alone: the parser's words may quote a secret.

@@ -24,7 +24,27 @@ pub struct Secret(Zeroizing<String>);
 impl Secret {
     /// Wraps `text`, less the white space around it: files end in a newline, pasted keys in a space.
     pub fn new(text: &str) -> Self {
-        Self(Zeroizing::new(text.trim().to_owned()))
+        Self(Zeroizing::new(trimmed(text).to_owned()))
+    }
+
+    /// Wraps what is in a file or variable.
+    ///
+    /// # Errors
+    /// When it cannot be a secret.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Flaw> {
+        let text = trimmed(decode(bytes)?);
+        match text.lines().count() {
+            0 => return Err(Flaw::Empty),
+            1 => {}
+            lines => return Err(Flaw::Lines(lines)),
+        }
+        if text.contains('\0') {
+            return Err(Flaw::Nul);
+        }
+        if !is_header_text(text) {
+            return Err(Flaw::Character);
+        }
+        Ok(Self::new(text))
     }
 
     /// Reads a secret from its file.
@@ -32,16 +52,7 @@ impl Secret {
     /// # Errors
     /// When there is none in it; the text says so without showing any of it.
     pub fn read(path: &Path) -> Result<Self, SecretFileError> {
-        let bytes = contents(path)?;
-        let secret =
-            std::str::from_utf8(&bytes).map(Secret::new).map_err(|_| SecretFileError::NotText(path.to_owned()))?;
-        if secret.is_empty() {
-            return Err(SecretFileError::Empty(path.to_owned()));
-        }
-        if !is_header_text(secret.expose()) {
-            return Err(SecretFileError::NotText(path.to_owned()));
-        }
-        Ok(secret)
+        Self::parse(&contents(path)?).map_err(|flaw| SecretFileError::Flawed { path: path.to_owned(), flaw })
     }
 
     /// The text itself, for the one place that signs or sends it.
@@ -69,16 +80,36 @@ pub(crate) enum Credential {
     Token(Secret),
 }
 
+/// The text without the white space and the byte order mark around it, which editors leave.
+pub(crate) fn trimmed(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
+}
+
+/// The text that the bytes are, without a byte order mark.
+///
+/// # Errors
+/// When they are another encoding's.
+pub(crate) fn decode(bytes: &[u8]) -> Result<&str, Flaw> {
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(Flaw::Utf16);
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| Flaw::NotUtf8)?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
 /// Reads a file that holds secrets.
 ///
 /// # Errors
-/// When it cannot be read.
+/// When it cannot be read, or is too long to hold any.
 pub(crate) fn contents(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
     // All the room at once: a buffer that grows leaves its bytes behind, and those would not be overwritten.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST_FILE));
-    let longest = LONGEST_FILE as u64;
-    let read = File::open(path).and_then(|file| file.take(longest).read_to_end(&mut bytes));
-    read.map(|_| bytes).map_err(|source| SecretFileError::Unreadable { path: path.to_owned(), source })
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST_FILE + 1));
+    let enough = LONGEST_FILE as u64 + 1;
+    match File::open(path).and_then(|file| file.take(enough).read_to_end(&mut bytes)) {
+        Ok(length) if length > LONGEST_FILE => Err(SecretFileError::TooLong(path.to_owned())),
+        Ok(_) => Ok(bytes),
+        Err(source) => Err(SecretFileError::Unreadable { path: path.to_owned(), source }),
+    }
 }
 
 /// Reads the file on a thread of its own, which is left behind where the file system hangs.
@@ -118,12 +149,40 @@ pub enum SecretFileError {
         /// How long it had.
         limit: Duration,
     },
-    /// It is there, and empty.
-    #[error("{} is empty: it should hold nothing but the secret", .0.display())]
-    Empty(PathBuf),
+    /// It holds something else.
+    #[error("{} is longer than 64 KiB: name the file that holds the secret", .0.display())]
+    TooLong(PathBuf),
+    /// What it holds cannot be a secret.
+    #[error("{} {flaw}", path.display())]
+    Flawed {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        flaw: Flaw,
+    },
+}
+
+/// Why a text cannot be a secret. None of it is quoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// There is nothing in it.
+    #[error("is empty: expected the secret")]
+    Empty,
+    /// As some editors and shells of Windows write it.
+    #[error("is UTF-16: save it as UTF-8")]
+    Utf16,
+    /// Another encoding, or no text at all.
+    #[error("is not valid UTF-8: save it as UTF-8")]
+    NotUtf8,
+    /// It has that many.
+    #[error("holds {0} lines: expected the secret on one line, and nothing else")]
+    Lines(usize),
+    /// As in binary data, or in UTF-16 without a mark.
+    #[error("holds a NUL character: expected the secret in plain ASCII")]
+    Nul,
     /// It holds what no HTTP header can.
-    #[error("{} holds more than one line of plain text: it should hold nothing but the secret", .0.display())]
-    NotText(PathBuf),
+    #[error("holds a space or a character that is not plain ASCII: expected the secret, and nothing else")]
+    Character,
 }
 
 /// Whether a header can hold the text: one word of plain characters.
@@ -145,7 +204,7 @@ impl fmt::Display for Secret {
 
 #[cfg(test)]
 mod tests {
-    use super::{Secret, contents};
+    use super::{Flaw, LONGEST_FILE, Secret, contents};
 
     #[test]
     fn is_redacted_however_it_is_printed() {
@@ -163,8 +222,38 @@ mod tests {
     }
 
     #[test]
-    fn loses_the_newline_of_its_file() {
-        assert_eq!(Secret::new("key\r\n").expose(), "key");
+    fn loses_what_editors_add() {
+        for text in ["key\r\n", "\u{feff}key\n", " key\t", "\u{feff} key \n\n"] {
+            assert_eq!(Secret::parse(text.as_bytes()).unwrap().expose(), "key", "{text:?}");
+        }
         assert!(Secret::new(" \n").is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_a_secret_says_why() {
+        for (bytes, flaw) in [
+            (&b""[..], Flaw::Empty),
+            (b"\xef\xbb\xbf\r\n", Flaw::Empty),
+            (b"\xff\xfek\0e\0y\0", Flaw::Utf16),
+            (b"\xfe\xff\0k\0e\0y", Flaw::Utf16),
+            (b"k\0e\0y\0", Flaw::Nul),
+            (b"k\xe9y", Flaw::NotUtf8),
+            (b"key\nother\r\nthird\n", Flaw::Lines(3)),
+            (b"a key", Flaw::Character),
+            ("kéy".as_bytes(), Flaw::Character),
+            (b"k\x1by", Flaw::Character),
+        ] {
+            assert_eq!(Secret::parse(bytes).unwrap_err(), flaw, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_file_is_not_cut() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "k".repeat(LONGEST_FILE)).unwrap();
+        assert_eq!(Secret::read(file.path()).unwrap().expose().len(), LONGEST_FILE);
+        std::fs::write(&file, "k".repeat(LONGEST_FILE + 1)).unwrap();
+        let said = Secret::read(file.path()).unwrap_err().to_string();
+        assert!(said.ends_with(" is longer than 64 KiB: name the file that holds the secret"), "{said}");
     }
 }

@@ -146,6 +146,8 @@ impl WebConfig {
 pub(crate) struct Files {
     /// The file itself, then what it names.
     pub(crate) paths: Vec<PathBuf>,
+    /// Those that hold a private key or the hash of a password.
+    pub(crate) secret: Vec<PathBuf>,
     pub(crate) fingerprint: Fingerprint,
 }
 
@@ -160,6 +162,7 @@ impl Reading {
     pub(crate) fn of(path: &Path) -> Self {
         let mut hasher = Hasher::default();
         let mut paths = vec![path.to_owned()];
+        let mut secret = Vec::new();
         let folder = path.parent().unwrap_or(Path::new(""));
         let settings = match hasher.read(path) {
             Ok(bytes) => {
@@ -167,16 +170,23 @@ impl Reading {
                     let file = folder.join(name);
                     let bytes =
                         hasher.read(&file).map_err(|error| format!("{} cannot be read: {error}", file.display()));
+                    if bytes.as_ref().is_ok_and(|bytes| holds_key(bytes)) {
+                        secret.push(file.clone());
+                    }
                     paths.push(file);
                     bytes
                 };
-                parse(&bytes, &mut read).map_err(|mistakes| {
+                let settings = parse(&bytes, &mut read);
+                if holds_key(&bytes) || settings.as_ref().is_ok_and(Settings::has_users) {
+                    secret.push(path.to_owned());
+                }
+                settings.map_err(|mistakes| {
                     mistakes.iter().map(|mistake| format!("{}: {mistake}", path.display())).collect()
                 })
             }
             Err(error) => Err(vec![format!("{} cannot be read: {error}", path.display())]),
         };
-        Self { files: Files { paths, fingerprint: hasher.finish() }, settings }
+        Self { files: Files { paths, secret, fingerprint: hasher.finish() }, settings }
     }
 }
 
@@ -229,7 +239,14 @@ impl Hasher {
     }
 }
 
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+/// Whether a private key in PEM is among the bytes.
+fn holds_key(bytes: &[u8]) -> bool {
+    const MARK: &[u8] = b"PRIVATE KEY-----";
+    bytes.windows(MARK.len()).any(|window| window == MARK)
+}
+
+/// Reads a file of settings, certificates or keys.
+pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     // A pipe would hold up whoever reads it.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("is no file"));

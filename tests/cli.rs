@@ -126,25 +126,24 @@ fn every_mistake_is_named_at_once() {
     ]);
     assert_eq!(output.status.code(), Some(64));
     assert_eq!(text(&output.stdout), "");
-    let expected = "\
-zenlayer-exporter: these settings are wrong:
---zenlayer.endpoint: http://api.example.com is not encrypted, so anyone on the way can read and change what it says: use https, or allow it with --zenlayer.allow-plain-http
---zenlayer.token-file: /nonexistent/token cannot be read: No such file or directory (os error 2)
---zenlayer.service: \"bare-metal\" is none of vm, zec
---zenlayer.ca-file: /nonexistent/ca.pem cannot be read: I/O error: No such file or directory (os error 2)
---zenlayer.page-size: \"1001\" is not a whole number from 1 to 1000
---poll.interval: \"often\" is no duration: give one like 30s or 5m
---poll.timeout: is zero: give a duration like 30s or 5m
---collector.instance-info.interval: is shorter than a second: give 1s or more
---collector.instance-info.tags: one of the tags is empty: separate tags by single commas
---collector.instance-info.tags: \"cost-center\" and \"cost.center\" would both be the label tag_cost_center: leave one out
---collector.instance-info.tags: has no effect without --collector.instance-info: add that, or leave the tags out
---web.listen-address: \"10980\" is no address: give one like :10980, 127.0.0.1:10980 or [::1]:10980
---web.telemetry-path: \"metrics\" is no path: give one like /metrics
---metrics.status-series: \"some\" is none of current, all
---log.level: \"loud\" is none of error, warn, info, debug, trace
---once, --config.check, --healthcheck: each is a task of its own: give one of them
-";
+    let expected = r#"zenlayer-exporter: invalid settings:
+invalid value "http://api.example.com" for --zenlayer.endpoint: expected https, or --zenlayer.allow-plain-http: anyone on the way can read and change plain HTTP
+--zenlayer.token-file cannot be used: /nonexistent/token cannot be read: No such file or directory (os error 2)
+invalid value "bare-metal" for --zenlayer.service: expected vm or zec
+--zenlayer.ca-file names /nonexistent/ca.pem, which cannot be read: No such file or directory (os error 2)
+invalid value "1001" for --zenlayer.page-size: expected a whole number from 1 to 1000
+invalid value "often" for --poll.interval: expected a duration such as 30s or 5m
+invalid value "0s" for --poll.timeout: expected a duration from 1ms to 30d
+invalid value "10ms" for --collector.instance-info.interval: expected a duration from 1s to 30d
+--collector.instance-info.tags has an empty tag: separate tags with single commas
+--collector.instance-info.tags has "cost-center" and "cost.center", which would both be the label tag_cost_center: leave one out
+--collector.instance-info.tags has no effect without --collector.instance-info: add it, or leave the tags out
+invalid value "10980" for --web.listen-address: expected an address such as :10980, 127.0.0.1:10980 or [::1]:10980
+invalid value "metrics" for --web.telemetry-path: expected a path such as /metrics, of characters that need no encoding (RFC 3986)
+invalid value "some" for --metrics.status-series: expected current or all
+invalid value "loud" for --log.level: expected error, warn, info, debug or trace
+--once, --config.check and --healthcheck exclude each other: set one of them
+"#;
     assert_eq!(text(&output.stderr), expected);
 }
 
@@ -154,10 +153,15 @@ fn a_missing_key_says_what_to_set() {
     assert_eq!(output.status.code(), Some(64));
     assert_eq!(
         text(&output.stderr),
-        "zenlayer-exporter: these settings are wrong:\n\
-         credentials: none are given: set ZENLAYER_ACCESS_KEY_ID and ZENLAYER_ACCESS_KEY_SECRET, or ZENLAYER_TOKEN, or \
-         use --zenlayer.access-key-id with --zenlayer.access-key-password-file, or --zenlayer.token-file, or \
-         --zenlayer.profile for what zeno has; to try the exporter without an account, use --demo\n"
+        "zenlayer-exporter: invalid settings:
+no credentials: set one of
+  ZENLAYER_ACCESS_KEY_ID and ZENLAYER_ACCESS_KEY_SECRET
+  ZENLAYER_TOKEN
+  --zenlayer.access-key-id and --zenlayer.access-key-password-file
+  --zenlayer.token-file
+  --zenlayer.profile, for a profile of zeno
+  --demo, to try the exporter without an account
+"
     );
 }
 
@@ -170,16 +174,15 @@ fn half_a_key_and_two_kinds_of_credentials_are_told_apart() {
     };
     assert_eq!(
         said(&[("ZENLAYER_ACCESS_KEY_ID", "id")]),
-        "--zenlayer.access-key-password-file: an access key id is given without its password: set this or \
-         ZENLAYER_ACCESS_KEY_SECRET"
+        "an access key ID needs its password: set ZENLAYER_ACCESS_KEY_SECRET or --zenlayer.access-key-password-file"
     );
     assert_eq!(
         said(&[("ZENLAYERCLOUD_ACCESS_KEY_PASSWORD", "password")]),
-        "--zenlayer.access-key-id: a password is given without its id: set this or ZENLAYER_ACCESS_KEY_ID"
+        "an access key password needs its ID: set ZENLAYER_ACCESS_KEY_ID or --zenlayer.access-key-id"
     );
     assert_eq!(
         said(&[("ZENLAYER_ACCESS_KEY_ID", "id"), ("ZENLAYER_TOKEN", "token")]),
-        "credentials: both an access key and a token are given: leave one out"
+        "credentials: set either an access key or a token, not both"
     );
 }
 
@@ -192,33 +195,34 @@ fn a_shard_that_cannot_be_says_why() {
     };
     let [auto, four] = ["--shard=auto", "--total-shards=4"];
     for (flags, host, expected) in [
-        (vec!["--shard=4", four], "", "--shard: is 4, and --total-shards=4 has 0 to 3: raise that, or lower this"),
-        (vec!["--shard=1"], "", "--shard: is 1, and --total-shards=1 has 0 to 0: raise that, or lower this"),
-        (vec!["--total-shards=0"], "", "--total-shards: \"0\" is not a whole number from 1 to 100"),
+        (vec!["--shard=4", four], "", "--shard=4 is out of range: with --total-shards=4, shards are 0 to 3"),
+        (vec!["--shard=1"], "", "--shard=1 is out of range: with --total-shards=1, shards are 0 to 0"),
+        (vec!["--total-shards=0"], "", "invalid value \"0\" for --total-shards: expected a whole number from 1 to 100"),
         (
             vec!["--shard=first", four],
             "",
-            "--shard: \"first\" is neither a whole number nor auto: give one from 0 to --total-shards less 1",
+            "invalid value \"first\" for --shard: expected auto, or a whole number from 0 to --total-shards minus 1",
         ),
         (
             vec![auto],
             "exporter-0",
-            "--shard: is auto, with one shard: set --total-shards to the StatefulSet's replicas",
+            "invalid value \"auto\" for --shard: expected --total-shards set to the StatefulSet's replicas as well",
         ),
         (
             vec![auto, four],
             "",
-            "--shard: is auto, and HOSTNAME is not set: set it to the pod's name, or give the number",
+            "invalid value \"auto\" for --shard: expected the variable HOSTNAME to be the pod's name, or give the number",
         ),
         (
             vec![auto, four],
             "exporter-7d9c",
-            "--shard: is auto, and the host name \"exporter-7d9c\" does not end as exporter-2 does: give the number",
+            "invalid value \"auto\" for --shard: expected a host name such as exporter-2, not \"exporter-7d9c\": give \
+             the number",
         ),
         (
             vec![auto, four],
             "exporter-4",
-            "--shard: is 4 by the host name, and --total-shards=4 has 0 to 3: raise that, or lower this",
+            "--shard=4 (by the host name) is out of range: with --total-shards=4, shards are 0 to 3",
         ),
     ] {
         assert_eq!(said(&flags, host), expected, "{flags:?} on {host:?}");
@@ -270,7 +274,9 @@ async fn a_file_with_a_secret_that_everybody_can_read_draws_a_warning() {
 fn an_unknown_flag_is_a_bad_setting_and_help_is_none() {
     let output = run(&["--zenlayer.acces-key-id=x"]);
     assert_eq!(output.status.code(), Some(64));
-    assert!(text(&output.stderr).contains("unexpected argument '--zenlayer.acces-key-id'"));
+    assert!(
+        text(&output.stderr).contains("unknown flag --zenlayer.acces-key-id: did you mean --zenlayer.access-key-id?")
+    );
     assert_eq!(run(&["--help"]).status.code(), Some(0));
     let version = run(&["--version"]);
     assert_eq!(text(&version.stdout), format!("zenlayer-exporter {}\n", zenlayer_exporter::build_info::VERSION));
@@ -365,7 +371,10 @@ async fn a_config_check_makes_one_request() {
     let id = simulator.with_fleet(|fleet| fleet.machines[0].id.clone());
     let ids = format!("--zenlayer.instance-ids=mistyped,{id}");
     let named = on_simulator(&simulator, &["--config.check", &ids]).output().unwrap();
-    assert_eq!(text(&named.stdout), "the settings are right, and the API knows 1 of 2 named instances\n");
+    assert_eq!(
+        text(&named.stdout),
+        "the settings are right, and the API knows 1 of 2 named instances; missing: mistyped\n"
+    );
 
     let answered = simulator.tally().answered;
     let with_info = || on_simulator(&simulator, &["--config.check", "--collector.instance-info"]).output().unwrap();
@@ -386,7 +395,7 @@ fn a_variable_switches_the_demo_as_it_does_other_flags() {
     assert_eq!(Metrics::parse(text(&demo("true").stdout)).instances().len(), 500);
     let off = demo("false");
     assert_eq!(off.status.code(), Some(64));
-    assert!(text(&off.stderr).contains("credentials: none are given"), "{}", text(&off.stderr));
+    assert!(text(&off.stderr).contains("no credentials: set one of"), "{}", text(&off.stderr));
 }
 
 #[test]
@@ -396,10 +405,10 @@ fn a_demo_takes_no_account_and_no_proxy() {
     assert_eq!(output.status.code(), Some(64));
     assert_eq!(
         text(&output.stderr),
-        "zenlayer-exporter: these settings are wrong:\n\
-         --demo: polls its own simulated API: leave out --zenlayer.endpoint\n\
-         --demo: polls its own simulated API: leave out --zenlayer.token-file\n\
-         --demo: polls its own simulated API: leave out --zenlayer.profile\n"
+        "zenlayer-exporter: invalid settings:\n\
+         --demo polls its own simulated API: leave out --zenlayer.endpoint\n\
+         --demo polls its own simulated API: leave out --zenlayer.token-file\n\
+         --demo polls its own simulated API: leave out --zenlayer.profile\n"
     );
     let proxied = exporter(&["--demo", "--once"]).env("HTTP_PROXY", "http://127.0.0.1:9").output().unwrap();
     assert_eq!(proxied.status.code(), Some(0), "{}", text(&proxied.stderr));
@@ -413,8 +422,8 @@ fn a_proxy_that_is_no_url_is_not_passed_over() {
     assert_eq!(output.status.code(), Some(64));
     assert_eq!(
         text(&output.stderr),
-        "zenlayer-exporter: these settings are wrong:\n\
-         HTTPS_PROXY: is no URL: give one like http://proxy.example.com:3128, or unset it\n"
+        "zenlayer-exporter: invalid settings:\n\
+         HTTPS_PROXY is not a URL: expected an http or https proxy such as http://proxy.example.com:3128\n"
     );
 }
 
@@ -513,12 +522,12 @@ fn every_mistake_of_the_web_config_is_named_before_anything_listens() {
     let file = folder.path().join("web.yml");
     std::fs::write(&file, "tls_server_config: {cert_file: cert.pem}\nbasic_auth_users: {alice: secret}\n").unwrap();
     let expected = format!(
-        "zenlayer-exporter: these settings are wrong:\n\
-         --web.listen-address: \"x\" is no address: give one like :10980, 127.0.0.1:10980 or [::1]:10980\n\
-         --web.config.file: {web}: line 1: tls_server_config.cert_file: {cert} cannot be read: No such file or \
+        "zenlayer-exporter: invalid settings:\n\
+         invalid value \"x\" for --web.listen-address: expected an address such as :10980, 127.0.0.1:10980 or [::1]:10980\n\
+         --web.config.file cannot be used: {web}: line 1: tls_server_config.cert_file: {cert} cannot be read: No such file or \
          directory (os error 2)\n\
-         --web.config.file: {web}: line 1: tls_server_config: key_file is missing: without a key there is no TLS\n\
-         --web.config.file: {web}: line 2: basic_auth_users.alice: is no bcrypt hash: make one with htpasswd -nBC 10 \
+         --web.config.file cannot be used: {web}: line 1: tls_server_config: key_file is missing: without a key there is no TLS\n\
+         --web.config.file cannot be used: {web}: line 2: basic_auth_users.alice: is no bcrypt hash: make one with htpasswd -nBC 10 \
          \"\" | tr -d ':\\n'\n",
         web = file.display(),
         cert = folder.path().join("cert.pem").display(),
@@ -650,7 +659,7 @@ async fn a_secret_that_changes_is_nowhere_to_be_read() {
         }
         let (code, log) = running.signal("TERM");
         assert_eq!(code, Some(0));
-        assert!(log.contains("holds more than one line of plain text"), "{log}");
+        assert!(log.contains("holds 2 lines: expected the secret on one line"), "{log}");
         seen.push_str(&log);
         for secret in [TOKEN, ROTATED, "Bearer"] {
             assert!(!seen.contains(secret), "{secret}:\n{seen}");

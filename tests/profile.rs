@@ -7,10 +7,9 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use clap::Parser;
 use common::{Exporter, config_of, held};
 use tempfile::TempDir;
-use zenlayer_exporter::config::{Command, Config, CredentialSource, Flags, Target};
+use zenlayer_exporter::config::{Command, Config, CredentialSource, Environment, Target};
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::simulator::{KEY_ID, Knobs, PASSWORD, Simulator, TOKEN};
 
@@ -34,15 +33,12 @@ fn home(credentials: Option<&str>, settings: Option<&str>) -> TempDir {
 }
 
 fn check(home: &Path, flags: &[&str], variables: &[(&str, &str)]) -> Result<Config, String> {
-    let flags = Flags::parse_from([&["zenlayer-exporter"], flags].concat());
-    let variable = |name: &str| match name {
-        "HOME" => home.to_str().map(str::to_owned),
-        name => variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned()),
-    };
-    match Command::check(&flags, &variable) {
+    let home_variable = ("HOME", home.to_str().unwrap());
+    let environment = variables.iter().copied().chain([home_variable]).collect();
+    match Command::read(flags.iter().map(Into::into), &environment) {
         Ok(Command::Serve(config)) => Ok(config),
         Ok(other) => panic!("{other:?}"),
-        Err(mistakes) => Err(mistakes.to_string().replace(home.to_str().unwrap(), "~")),
+        Err(refusal) => Err(refusal.to_string().replace(home.to_str().unwrap(), "~")),
     }
 }
 
@@ -87,8 +83,8 @@ fn a_flag_comes_before_the_variables_and_a_key_among_those_before_a_profile() {
 fn a_home_directory_is_not_read_unasked() {
     let home = home(Some(CREDENTIALS), None);
     let said = check(home.path(), &[], &[]).unwrap_err();
-    assert!(said.starts_with("credentials: none are given: "), "{said}");
-    assert!(said.contains("or --zenlayer.profile for what zeno has"), "{said}");
+    assert!(said.starts_with("no credentials: set one of\n"), "{said}");
+    assert!(said.contains("\n  --zenlayer.profile, for a profile of zeno\n"), "{said}");
 }
 
 #[test]
@@ -97,8 +93,8 @@ fn a_profile_beside_a_key_or_a_token_is_a_mistake() {
     let flags = ["--zenlayer.profile=prod", "--zenlayer.access-key-id=id", "--zenlayer.token-file=/token"];
     assert_eq!(
         check(home.path(), &flags, &[]).unwrap_err(),
-        "--zenlayer.profile: holds a key or token already: leave out --zenlayer.access-key-id\n\
-         --zenlayer.profile: holds a key or token already: leave out --zenlayer.token-file"
+        "--zenlayer.profile has a key or token already: leave out --zenlayer.access-key-id\n\
+         --zenlayer.profile has a key or token already: leave out --zenlayer.token-file"
     );
 }
 
@@ -108,28 +104,28 @@ fn what_is_missing_is_named_with_what_there_is() {
         |flags: &[&str], credentials, settings| check(home(credentials, settings).path(), flags, &[]).unwrap_err();
     assert_eq!(
         with(&["--zenlayer.profile=test"], Some(CREDENTIALS), None),
-        "--zenlayer.profile: ~/.zenlayer/credentials.json has no profile \"test\": it has \"default\", \"prod\", \
+        "--zenlayer.profile cannot be used: ~/.zenlayer/credentials.json has no profile \"test\": it has \"default\", \"prod\", \
          \"staging\""
     );
     assert_eq!(
         with(&["--zenlayer.profile=prod"], None, None),
-        "--zenlayer.profile: ~/.zenlayer/credentials.json cannot be read: No such file or directory (os error 2): \
+        "--zenlayer.profile cannot be used: ~/.zenlayer/credentials.json cannot be read: No such file or directory (os error 2): \
          `zeno configure` makes it"
     );
     assert_eq!(
         with(&["--zenlayer.profile"], Some(CREDENTIALS), Some("{current_profile: prod}")),
-        "--zenlayer.profile: ~/.zenlayer/config.json is not the JSON that zeno writes, at line 1, column 2: mend it, or \
+        "--zenlayer.profile cannot be used: ~/.zenlayer/config.json is not the JSON that zeno writes, at line 1, column 2: mend it, or \
          run `zeno configure`"
     );
     let home = home(Some(CREDENTIALS), None);
     assert_eq!(
         check(home.path(), &[], &[("ZENLAYER_PROFILE", "test")]).unwrap_err(),
-        "ZENLAYER_PROFILE: ~/.zenlayer/credentials.json has no profile \"test\": it has \"default\", \"prod\", \"staging\""
+        "ZENLAYER_PROFILE cannot be used: ~/.zenlayer/credentials.json has no profile \"test\": it has \"default\", \"prod\", \"staging\""
     );
-    let flags = Flags::parse_from(["zenlayer-exporter", "--zenlayer.profile"]);
+    let without_home = Command::read(["--zenlayer.profile".into()], &Environment::default());
     assert_eq!(
-        Command::check(&flags, &|_| None).unwrap_err().to_string(),
-        "--zenlayer.profile: is in the home directory, and HOME is not set: set it, or use a key or token"
+        without_home.unwrap_err().to_string(),
+        "--zenlayer.profile needs a home directory, and HOME is not set: set it, or use a key or token"
     );
 }
 

@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use super::tls;
+use crate::config::Proxy;
 
 /// How long connections are used at most.
 const MAX_AGE: Duration = Duration::from_mins(3);
@@ -26,8 +27,8 @@ pub(super) struct Transport {
 struct Settings {
     /// Read once: the system's certificates take milliseconds to parse.
     tls: ClientConfig,
-    /// Whether the API is on this machine.
-    is_local: bool,
+    /// `None`: straight to the API.
+    proxy: Option<Proxy>,
     connect_timeout: Duration,
 }
 
@@ -44,13 +45,13 @@ impl Transport {
     /// Connects to nothing yet.
     ///
     /// # Errors
-    /// When a proxy variable of the environment is no URL.
+    /// When the HTTP library cannot use the settings.
     pub(super) fn new(
         authorities: &[CertificateDer<'static>],
-        is_local: bool,
+        proxy: Option<Proxy>,
         connect_timeout: Duration,
     ) -> Result<Self, reqwest::Error> {
-        let settings = Settings { tls: tls::client_config(authorities), is_local, connect_timeout };
+        let settings = Settings { tls: tls::client_config(authorities), proxy, connect_timeout };
         let first = Connections { http: settings.client()?, generation: 0, since: Instant::now() };
         Ok(Self { settings, current: Mutex::new(first) })
     }
@@ -99,10 +100,11 @@ impl Settings {
             // Retries are counted and paced above, not underneath.
             .retry(reqwest::retry::never())
             // Shared among the addresses of the name: one that does not answer leaves time for the next.
-            .connect_timeout(self.connect_timeout);
-        if self.is_local {
-            // A proxy would look for the endpoint on its own machine.
-            http = http.no_proxy();
+            .connect_timeout(self.connect_timeout)
+            // The settings have read the proxy variables: the client must not read them its own way.
+            .no_proxy();
+        if let Some(proxy) = &self.proxy {
+            http = http.proxy(reqwest::Proxy::all(proxy.url().clone())?);
         }
         http.build()
     }
@@ -121,7 +123,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn transport() -> Transport {
-        Transport::new(&[], true, SECOND).unwrap()
+        Transport::new(&[], None, SECOND).unwrap()
     }
 
     #[tokio::test]

@@ -8,12 +8,19 @@ use std::path::PathBuf;
 use super::check::Check;
 use super::{CredentialSource, Flags, SecretSource};
 use crate::profile::{self, ProfileError};
-use crate::secret::{Secret, is_header_text, read_in_time};
+use crate::secret::{Flaw, Secret, is_header_text, read_in_time};
 
 /// In place of a name: the profile that the vendor's CLI would use.
 const CURRENT: &str = "current";
 /// The profile it uses where nothing says which.
 const DEFAULT: &str = "default";
+const NO_CREDENTIALS: &str = "no credentials: set one of\n\
+    \x20 ZENLAYER_ACCESS_KEY_ID and ZENLAYER_ACCESS_KEY_SECRET\n\
+    \x20 ZENLAYER_TOKEN\n\
+    \x20 --zenlayer.access-key-id and --zenlayer.access-key-password-file\n\
+    \x20 --zenlayer.token-file\n\
+    \x20 --zenlayer.profile, for a profile of zeno\n\
+    \x20 --demo, to try the exporter without an account";
 
 impl Check<'_> {
     /// Flags decide between key pair, token and profile; the vendor's variables decide only where no flag does, and
@@ -30,51 +37,52 @@ impl Check<'_> {
         }
         let chosen = if by_flags == (false, false) { by_variables } else { by_flags };
         match chosen {
-            (true, true) => self.wrong("credentials", "both an access key and a token are given: leave one out"),
+            (true, true) => self.refuse("credentials: set either an access key or a token, not both".to_owned()),
             (false, false) => match self.variable(&["ZENLAYER_PROFILE"]) {
-                Some(name) => self.profile("ZENLAYER_PROFILE", &name),
+                Some((variable, name)) => self.profile(variable, &name),
                 // A home directory is read only where asked: a key that happens to lie there may be another account's.
-                None => self.wrong(
-                    "credentials",
-                    "none are given: set ZENLAYER_ACCESS_KEY_ID and ZENLAYER_ACCESS_KEY_SECRET, or ZENLAYER_TOKEN, or \
-                     use --zenlayer.access-key-id with --zenlayer.access-key-password-file, or --zenlayer.token-file, \
-                     or --zenlayer.profile for what zeno has; to try the exporter without an account, use --demo",
-                ),
+                None => self.refuse(NO_CREDENTIALS.to_owned()),
             },
             (false, true) => {
-                let source = self.secret("--zenlayer.token-file", flags.zenlayer_token_file.as_ref(), variable_token);
-                source.map(CredentialSource::Token)
+                let file = flags.zenlayer_token_file.as_ref();
+                self.secret("--zenlayer.token-file", file, variable_token).map(CredentialSource::Token)
             }
             (true, false) => {
+                let id = self.access_key_id(flags, variable_id);
                 let file = flags.zenlayer_access_key_password_file.as_ref();
-                let id = flags.zenlayer_access_key_id.clone().or(variable_id).map(|id| id.trim().to_owned());
-                let id = match id {
-                    Some(id) if is_header_text(&id) => Some(id),
-                    Some(_) => self.wrong("--zenlayer.access-key-id", "has characters that no access key id has"),
-                    None => self.wrong(
-                        "--zenlayer.access-key-id",
-                        "a password is given without its id: set this or ZENLAYER_ACCESS_KEY_ID",
-                    ),
-                };
                 let password = self.secret("--zenlayer.access-key-password-file", file, variable_password);
                 Some(CredentialSource::KeyPair { id: id?, password: password? })
             }
         }
     }
 
-    fn secret(&mut self, flag: &str, file: Option<&String>, given: Option<String>) -> Option<SecretSource> {
+    fn access_key_id(&mut self, flags: &Flags, variable: Option<(&str, String)>) -> Option<String> {
+        const FLAG: &str = "--zenlayer.access-key-id";
+        let by_flag = flags.zenlayer_access_key_id.clone().map(|id| (self.setting(FLAG), id));
+        match by_flag.or(variable.map(|(name, id)| (name.to_owned(), id))) {
+            Some((_, id)) if is_header_text(&id) => Some(id),
+            // It may be the password, set in the wrong place.
+            Some((setting, _)) => {
+                self.refuse(format!("{setting} {}: it should hold an access key ID", Flaw::Character))
+            }
+            None => self.refuse(format!("an access key password needs its ID: set ZENLAYER_ACCESS_KEY_ID or {FLAG}")),
+        }
+    }
+
+    fn secret(&mut self, flag: &str, file: Option<&String>, variable: Option<(&str, String)>) -> Option<SecretSource> {
         if let Some(file) = file {
             let path = PathBuf::from(file);
             return match read_in_time(&path, Secret::read).flatten() {
                 Ok(_) => Some(SecretSource::File(path)),
-                Err(error) => self.wrong(flag, &error.to_string()),
+                Err(error) => self.wrong(flag, &format!("cannot be used: {error}")),
             };
         }
-        match given.map(|text| Secret::new(&text)) {
-            Some(secret) if is_header_text(secret.expose()) => Some(SecretSource::Given(secret)),
-            Some(_) => self.wrong(flag, "the secret in the environment has characters that none has: set it again"),
-            None => self
-                .wrong(flag, "an access key id is given without its password: set this or ZENLAYER_ACCESS_KEY_SECRET"),
+        match variable.map(|(name, text)| (name, Secret::parse(text.as_bytes()))) {
+            Some((_, Ok(secret))) => Some(SecretSource::Given(secret)),
+            Some((name, Err(flaw))) => self.refuse(format!("{name} {flaw}")),
+            None => {
+                self.refuse(format!("an access key ID needs its password: set ZENLAYER_ACCESS_KEY_SECRET or {flag}"))
+            }
         }
     }
 
@@ -85,30 +93,28 @@ impl Check<'_> {
             ("--zenlayer.token-file", &flags.zenlayer_token_file),
         ];
         for (flag, _) in others.iter().filter(|(_, given)| given.is_some()) {
-            self.wrong::<()>("--zenlayer.profile", &format!("holds a key or token already: leave out {flag}"));
+            let flag = self.setting(flag);
+            self.wrong::<()>("--zenlayer.profile", &format!("has a key or token already: leave out {flag}"));
         }
         self.profile("--zenlayer.profile", name)
     }
 
     /// The profile is chosen once and read at every poll: who switches to another in a shell does not mean the exporter.
     fn profile(&mut self, setting: &str, name: &str) -> Option<CredentialSource> {
-        let Some(home) = self.variable(&["HOME"]) else {
-            return self.wrong(setting, "is in the home directory, and HOME is not set: set it, or use a key or token");
+        let Some((_, home)) = self.variable(&["HOME"]) else {
+            return self.wrong(setting, "needs a home directory, and HOME is not set: set it, or use a key or token");
         };
         let directory = PathBuf::from(home).join(".zenlayer");
         let path = directory.join("credentials.json");
+        let current = (name == CURRENT).then(|| self.variable(&["ZENLAYER_PROFILE"])).flatten();
         let read = || {
-            let name = match name {
-                CURRENT => self.variable(&["ZENLAYER_PROFILE"]).map_or_else(
-                    || {
-                        read_in_time(&directory.join("config.json"), profile::current)
-                            .map_err(ProfileError::from)
-                            .flatten()
-                            .map(|name| name.unwrap_or_else(|| DEFAULT.to_owned()))
-                    },
-                    Ok,
-                )?,
-                name => name.to_owned(),
+            let name = match (name, current) {
+                (CURRENT, Some((_, name))) => name,
+                (CURRENT, None) => {
+                    let current = read_in_time(&directory.join("config.json"), profile::current)??;
+                    current.unwrap_or_else(|| DEFAULT.to_owned())
+                }
+                (name, _) => name.to_owned(),
             };
             let wanted = name.clone();
             read_in_time(&path, move |path| profile::read(path, &wanted))??;
@@ -117,7 +123,12 @@ impl Check<'_> {
         let read: Result<String, ProfileError> = read();
         match read {
             Ok(name) => Some(CredentialSource::Profile { path, name }),
-            Err(error) => self.wrong(setting, &error.to_string()),
+            Err(error) => self.wrong(setting, &format!("cannot be used: {error}")),
         }
+    }
+
+    fn refuse<T>(&mut self, mistake: String) -> Option<T> {
+        self.mistakes.push(mistake);
+        None
     }
 }

@@ -3,13 +3,14 @@
 //! Invariant: each method gives the checked value, or notes what is wrong and gives `None`; nothing stops at the first
 //! mistake. It must not read the environment itself, nor open a socket.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::Url;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 
+use super::arguments::boolean;
+use super::environment::Environment;
 use super::{Api, Command, Config, Flags, InstanceInfo, ListenAddress, Log, Poll, Tag, Target, Web, is_loopback};
 use crate::model::{self, Service, StatusSeries};
 use crate::shard::{MAX_SHARDS, Shard};
@@ -20,11 +21,26 @@ const DEFAULT_INTERVAL: &str = "30s";
 /// The simulated instances change fast, so that a newcomer sees it.
 const DEMO_INTERVAL: &str = "5s";
 
+/// Instances of a demo that names no number, and the most of one that does.
+const DEFAULT_DEMO: usize = 500;
+const LARGEST_DEMO: usize = 1_000_000;
+/// The shortest durations that are accepted: where something is repeated, and elsewhere.
+const SECOND: Duration = Duration::from_secs(1);
+const INSTANT: Duration = Duration::from_millis(1);
+/// Paths that serve, or will serve, something else than metrics.
+const TAKEN_PATHS: [&str; 4] = ["/", "/healthz", "/readyz", "/sd"];
+/// Far below what a request's head may have.
+const LONGEST_PATH: usize = 1024;
+/// An ID that is longer is in no answer that is used, and a label that is longer is cut.
+const LONGEST_TEXT: usize = 256;
+
 /// Collects mistakes.
 pub(super) struct Check<'a> {
     pub(super) mistakes: Vec<String>,
-    /// Looks up the vendor's own environment variables.
-    pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
+    pub(super) warnings: Vec<String>,
+    /// Names of the flags whose value is their variable's.
+    pub(super) by_variable: &'a BTreeSet<String>,
+    pub(super) environment: &'a Environment,
 }
 
 impl Check<'_> {
@@ -37,7 +53,7 @@ impl Check<'_> {
             (false, false, _) => config.map(Command::Serve),
             (true, false, false) => config.map(Command::Once),
             (false, true, false) => config.map(Command::Check),
-            _ => self.wrong("--once, --config.check, --healthcheck", "each is a task of its own: give one of them"),
+            _ => self.wrong("--once, --config.check and --healthcheck", "exclude each other: set one of them"),
         }
     }
 
@@ -45,8 +61,8 @@ impl Check<'_> {
         let series = [("current", StatusSeries::Current), ("all", StatusSeries::All)];
         // Each is checked before any is missed: all mistakes are to be told.
         let target = self.target(flags);
-        let api = self.api(flags);
-        let poll = self.poll(flags);
+        let api = self.api(flags, target.as_ref());
+        let poll = self.poll(flags, target.as_ref());
         let info = self.instance_info(flags, poll.as_ref());
         let web = self.web(flags);
         let web_config = self.web_config(flags);
@@ -61,6 +77,7 @@ impl Check<'_> {
             web_config,
             status_series: status_series?,
             log: log?,
+            warnings: Vec::new(),
         })
     }
 
@@ -79,15 +96,7 @@ impl Check<'_> {
 
     fn web(&mut self, flags: &Flags) -> Option<Web> {
         let listen: Vec<_> = flags.web_listen_address.iter().map(|text| self.listen_address(text)).collect();
-        let path = &flags.web_telemetry_path;
-        let telemetry_path =
-            if !path.starts_with('/') || path.contains(|c: char| c.is_whitespace() || "?#%".contains(c)) {
-                self.wrong("--web.telemetry-path", &format!("{path:?} is no path: give one like /metrics"))
-            } else if ["/", "/healthz", "/readyz"].contains(&&**path) {
-                self.wrong("--web.telemetry-path", &format!("{path} answers something else: give one like /metrics"))
-            } else {
-                Some(path.clone())
-            };
+        let telemetry_path = self.telemetry_path(&flags.web_telemetry_path);
         let max_connections = self.number("--web.max-connections", &flags.web_max_connections, 1, 65_535);
         Some(Web {
             listen: listen.into_iter().collect::<Option<_>>()?,
@@ -98,26 +107,43 @@ impl Check<'_> {
         })
     }
 
+    fn telemetry_path(&mut self, path: &str) -> Option<String> {
+        const FLAG: &str = "--web.telemetry-path";
+        if TAKEN_PATHS.contains(&path) {
+            return self.invalid(FLAG, path, "a path that serves nothing else, such as /metrics");
+        }
+        let segments = || path.split('/').skip(1);
+        // A client that finds `..` or `//` in an address may ask for another one.
+        let is_usable = path.starts_with('/')
+            && path.len() <= LONGEST_PATH
+            && path.bytes().all(is_unencoded_in_paths)
+            && !segments().any(|segment| [".", ".."].contains(&segment))
+            && !path.contains("//");
+        if is_usable {
+            return Some(path.to_owned());
+        }
+        self.invalid(FLAG, path, "a path such as /metrics, of characters that need no encoding (RFC 3986)")
+    }
+
     /// Not part of `web`: a health check is not to fail for a file that the process it asks has not taken up. `None`
     /// where none is given, too.
     fn web_config(&mut self, flags: &Flags) -> Option<WebConfig> {
         let read = WebConfig::read(Path::new(flags.web_config_file.as_ref()?));
         read.map_err(|mistakes| {
             for mistake in mistakes {
-                self.wrong::<()>("--web.config.file", &mistake);
+                self.wrong::<()>("--web.config.file", &format!("cannot be used: {mistake}"));
             }
         })
         .ok()
     }
 
     fn listen_address(&mut self, text: &str) -> Option<ListenAddress> {
-        text.parse().ok().or_else(|| {
-            let wrong = format!("{text:?} is no address: give one like :10980, 127.0.0.1:10980 or [::1]:10980");
-            self.wrong("--web.listen-address", &wrong)
-        })
+        let parsed = text.trim().parse().ok();
+        let expected = "an address such as :10980, 127.0.0.1:10980 or [::1]:10980";
+        parsed.or_else(|| self.invalid("--web.listen-address", text, expected))
     }
 
-    fn api(&mut self, flags: &Flags) -> Option<Api> {
+    fn api(&mut self, flags: &Flags, target: Option<&Target>) -> Option<Api> {
         let services = [Service::Vm, Service::Zec].map(|service| (service.name(), service));
         let service = self.choice("--zenlayer.service", &flags.zenlayer_service, &services);
         let version = self.api_version(flags, service);
@@ -128,13 +154,17 @@ impl Check<'_> {
             ids
         });
         if flags.zenlayer_resource_group_id.is_some() && service == Some(Service::Vm) {
-            let wrong = "the vm service has no such filter: leave it out, or use --zenlayer.service=zec";
+            let wrong = "is a filter that the vm service does not have: leave it out, or set --zenlayer.service=zec";
             self.wrong::<()>("--zenlayer.resource-group-id", wrong);
         }
         let authorities = self.authorities(flags);
+        let proxy = match target {
+            Some(Target::Account { endpoint, .. }) => self.proxy(endpoint),
+            _ => None,
+        };
         let page_size = self.number("--zenlayer.page-size", &flags.zenlayer_page_size, 1, 1000);
         let concurrency = self.number("--zenlayer.concurrency", &flags.zenlayer_concurrency, 1, 64);
-        let request_timeout = self.duration("--zenlayer.request-timeout", &flags.zenlayer_request_timeout);
+        let request_timeout = self.duration("--zenlayer.request-timeout", &flags.zenlayer_request_timeout, INSTANT);
         Some(Api {
             service: service?,
             version: version?,
@@ -142,6 +172,7 @@ impl Check<'_> {
             instance_ids: own,
             resource_group_id: flags.zenlayer_resource_group_id.clone(),
             authorities: authorities?,
+            proxy,
             page_size: page_size?,
             concurrency: concurrency?,
             request_timeout: request_timeout?,
@@ -160,7 +191,7 @@ impl Check<'_> {
         if is_date {
             return Some(version.clone());
         }
-        self.wrong("--zenlayer.api-version", &format!("{version:?} is no version: give a date like 2023-03-13"))
+        self.invalid("--zenlayer.api-version", version, "a date such as 2023-03-13")
     }
 
     fn instance_ids(&mut self, flags: &Flags) -> Option<Vec<String>> {
@@ -168,10 +199,13 @@ impl Check<'_> {
         ids.sort();
         ids.dedup();
         if ids.iter().any(String::is_empty) {
-            return self.wrong("--zenlayer.instance-ids", "one of the ids is empty: separate ids by single commas");
+            return self.wrong("--zenlayer.instance-ids", "has an empty ID: separate IDs with single commas");
+        }
+        if let Some(id) = ids.iter().find(|id| id.len() > LONGEST_TEXT) {
+            return self.invalid("--zenlayer.instance-ids", id, "IDs of at most 256 bytes");
         }
         if ids.len() > model::MAX_INSTANCES {
-            return self.wrong("--zenlayer.instance-ids", "too many ids");
+            return self.wrong("--zenlayer.instance-ids", "has more IDs than one exporter can watch");
         }
         Some(ids)
     }
@@ -181,56 +215,44 @@ impl Check<'_> {
         let is_auto = flags.shard == "auto";
         let number = if is_auto { self.ordinal(total)? } else { self.shard_number(&flags.shard)? };
         Shard::new(number, total).or_else(|| {
-            let by_name = if is_auto { " by the host name" } else { "" };
+            let by_name = if is_auto { " (by the host name)" } else { "" };
+            let setting = self.setting(&format!("--shard={number}"));
             let last = total - 1;
-            let wrong =
-                format!("is {number}{by_name}, and --total-shards={total} has 0 to {last}: raise that, or lower this");
-            self.wrong("--shard", &wrong)
+            self.mistakes.push(format!(
+                "{setting}{by_name} is out of range: with --total-shards={total}, shards are 0 to {last}"
+            ));
+            None
         })
     }
 
     fn shard_number(&mut self, text: &str) -> Option<usize> {
-        let wrong = || format!("{text:?} is neither a whole number nor auto: give one from 0 to --total-shards less 1");
-        text.parse().ok().or_else(|| self.wrong("--shard", &wrong()))
+        let expected = "auto, or a whole number from 0 to --total-shards minus 1";
+        text.parse().ok().or_else(|| self.invalid("--shard", text, expected))
     }
 
     /// The number that a StatefulSet puts at the end of its pods' names.
     fn ordinal(&mut self, total: usize) -> Option<usize> {
         if total == 1 {
-            return self.wrong("--shard", "is auto, with one shard: set --total-shards to the StatefulSet's replicas");
+            return self.invalid("--shard", "auto", "--total-shards set to the StatefulSet's replicas as well");
         }
-        let Some(host) = self.variable(&["HOSTNAME"]) else {
-            return self
-                .wrong("--shard", "is auto, and HOSTNAME is not set: set it to the pod's name, or give the number");
+        let Some((_, host)) = self.variable(&["HOSTNAME"]) else {
+            return self.invalid("--shard", "auto", "the variable HOSTNAME to be the pod's name, or give the number");
         };
         host.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).or_else(|| {
-            let wrong = format!("is auto, and the host name {host:?} does not end as exporter-2 does: give the number");
-            self.wrong("--shard", &wrong)
+            let expected = format!("a host name such as exporter-2, not {host:?}: give the number");
+            self.invalid("--shard", "auto", &expected)
         })
     }
 
-    fn authorities(&mut self, flags: &Flags) -> Option<Vec<CertificateDer<'static>>> {
-        let Some(file) = &flags.zenlayer_ca_file else {
-            return Some(Vec::new());
-        };
-        let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        match read {
-            Ok(certificates) if !certificates.is_empty() => Some(certificates),
-            Ok(_) => self.wrong("--zenlayer.ca-file", &format!("{file} has no certificate: give a PEM file")),
-            Err(error) => self.wrong("--zenlayer.ca-file", &format!("{file} cannot be read: {error}")),
-        }
-    }
-
-    fn poll(&mut self, flags: &Flags) -> Option<Poll> {
-        let default = if demo(flags).is_some() { DEMO_INTERVAL } else { DEFAULT_INTERVAL };
-        let interval = self.duration("--poll.interval", flags.poll_interval.as_deref().unwrap_or(default));
-        let timeout = self.duration("--poll.timeout", &flags.poll_timeout);
-        let max_staleness = self.duration("--poll.max-staleness", &flags.poll_max_staleness);
-        if interval.is_some_and(|interval| interval < Duration::from_secs(1)) {
-            self.wrong::<()>("--poll.interval", "is shorter than a second: give 1s or more");
-        }
+    fn poll(&mut self, flags: &Flags, target: Option<&Target>) -> Option<Poll> {
+        let is_demo = matches!(target, Some(Target::Demo { .. }));
+        let default = if is_demo { DEMO_INTERVAL } else { DEFAULT_INTERVAL };
+        let interval = flags.poll_interval.as_deref().unwrap_or(default);
+        let interval = self.duration("--poll.interval", interval, SECOND);
+        let timeout = self.duration("--poll.timeout", &flags.poll_timeout, INSTANT);
+        let max_staleness = self.duration("--poll.max-staleness", &flags.poll_max_staleness, SECOND);
         if interval.zip(max_staleness).is_some_and(|(interval, max_staleness)| max_staleness <= interval) {
-            let wrong = "is not longer than --poll.interval, so series would vanish between two polls: raise it";
+            let wrong = "must be longer than --poll.interval, or series disappear between two polls";
             self.wrong::<()>("--poll.max-staleness", wrong);
         }
         Some(Poll { interval: interval?, timeout: timeout?, max_staleness: max_staleness? })
@@ -239,13 +261,10 @@ impl Check<'_> {
     /// Checked also where the collector is off: what is wrong then is wrong on the day it is turned on.
     fn instance_info(&mut self, flags: &Flags, poll: Option<&Poll>) -> Option<InstanceInfo> {
         const INTERVAL: &str = "--collector.instance-info.interval";
-        let interval = self.duration(INTERVAL, &flags.collector_instance_info_interval);
-        if interval.is_some_and(|interval| interval < Duration::from_secs(1)) {
-            self.wrong::<()>(INTERVAL, "is shorter than a second: give 1s or more");
-        }
+        let interval = self.duration(INTERVAL, &flags.collector_instance_info_interval, SECOND);
         let tags = self.tags(&flags.collector_instance_info_tags);
         if !flags.collector_instance_info && !flags.collector_instance_info_tags.is_empty() {
-            let wrong = "has no effect without --collector.instance-info: add that, or leave the tags out";
+            let wrong = "has no effect without --collector.instance-info: add it, or leave the tags out";
             self.wrong::<()>("--collector.instance-info.tags", wrong);
         }
         let interval = interval?;
@@ -260,9 +279,12 @@ impl Check<'_> {
         for key in keys.iter().map(|key| key.trim()) {
             let label = tag_label(key);
             if key.is_empty() {
-                self.wrong::<()>(FLAG, "one of the tags is empty: separate tags by single commas");
+                self.wrong::<()>(FLAG, "has an empty tag: separate tags with single commas");
+            } else if key.len() > LONGEST_TEXT {
+                self.invalid::<()>(FLAG, key, "tags of at most 256 bytes");
             } else if let Some(same) = tags.iter().find(|tag| tag.label == label) {
-                let wrong = format!("{:?} and {key:?} would both be the label {label}: leave one out", same.key);
+                let wrong =
+                    format!("has {:?} and {key:?}, which would both be the label {label}: leave one out", same.key);
                 self.wrong::<()>(FLAG, &wrong);
             } else {
                 tags.push(Tag { key: key.to_owned(), label });
@@ -272,7 +294,7 @@ impl Check<'_> {
     }
 
     fn target(&mut self, flags: &Flags) -> Option<Target> {
-        if let Some(instances) = demo(flags) {
+        if let Some(instances) = self.demo(flags)? {
             let of_an_account = [
                 ("--zenlayer.endpoint", &flags.zenlayer_endpoint),
                 ("--zenlayer.access-key-id", &flags.zenlayer_access_key_id),
@@ -281,100 +303,69 @@ impl Check<'_> {
                 ("--zenlayer.profile", &flags.zenlayer_profile),
             ];
             for (flag, _) in of_an_account.iter().filter(|(_, given)| given.is_some()) {
+                let flag = self.setting(flag);
                 self.wrong::<()>("--demo", &format!("polls its own simulated API: leave out {flag}"));
             }
-            let instances = self.number("--demo", instances, 0, 1_000_000)?;
             return Some(Target::Demo { instances });
         }
-        self.proxies();
         let endpoint = self.endpoint(flags);
         let credentials = self.credentials(flags);
         Some(Target::Account { endpoint: endpoint?, credentials: credentials? })
     }
 
-    /// The client leaves out a proxy that is no URL, and would go where policy may not want it.
-    fn proxies(&mut self) {
-        for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
-            let is_url = |text: &String| {
-                let with_scheme = if text.contains("://") { text.clone() } else { format!("http://{text}") };
-                Url::parse(&with_scheme).is_ok_and(|url| url.has_host())
-            };
-            if self.variable(&[name]).is_some_and(|text| !is_url(&text)) {
-                self.wrong::<()>(name, "is no URL: give one like http://proxy.example.com:3128, or unset it");
-            }
-        }
-    }
-
     fn endpoint(&mut self, flags: &Flags) -> Option<Url> {
-        const FLAG: &str = "--zenlayer.endpoint";
-        let given = flags.zenlayer_endpoint.clone().or_else(|| self.variable(&["ZENLAYER_ENDPOINT"]));
-        let text = given.unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-        let with_scheme = if text.contains("://") { text.clone() } else { format!("https://{text}") };
-        let Some(url) = Url::parse(&with_scheme).ok().filter(Url::has_host) else {
-            return self.wrong(FLAG, &format!("{text:?} is no URL: give one like {DEFAULT_ENDPOINT}"));
+        const EXAMPLE: &str = "an address such as https://console.zenlayer.com";
+        let (setting, text) = match &flags.zenlayer_endpoint {
+            Some(text) => (self.setting("--zenlayer.endpoint"), text.clone()),
+            None => match self.variable(&["ZENLAYER_ENDPOINT", "ZENLAYERCLOUD_DOMAIN"]) {
+                Some((name, text)) => (name.to_owned(), text),
+                None => (String::new(), DEFAULT_ENDPOINT.to_owned()),
+            },
         };
-        if !["https", "http"].contains(&url.scheme()) {
-            return self.wrong(FLAG, &format!("{text} is neither https nor http"));
+        let with_scheme = if text.contains("://") { text.clone() } else { format!("https://{text}") };
+        let wrong = |wrong: &str| format!("{setting} {wrong}");
+        // A user name and a password may be in it, or what looks like them: neither is shown.
+        if text.contains('@') {
+            self.mistakes.push(wrong("has a user name or password in it: leave them out"));
+            return None;
         }
-        if !url.username().is_empty() || url.password().is_some() {
-            return self.wrong(FLAG, "has a user name or password in it: leave them out");
-        }
-        if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-            return self.wrong(FLAG, &format!("{text} has more than scheme, host and port: leave the rest out"));
-        }
-        if url.scheme() == "http" && !is_loopback(&url) && !flags.zenlayer_allow_plain_http {
-            let wrong = format!(
-                "{text} is not encrypted, so anyone on the way can read and change what it says: use https, or \
-                 allow it with --zenlayer.allow-plain-http"
-            );
-            return self.wrong(FLAG, &wrong);
-        }
-        Some(url)
-    }
-
-    /// The first of the variables that is set and not empty.
-    pub(super) fn variable(&self, names: &[&str]) -> Option<String> {
-        names.iter().filter_map(|name| (self.variable)(name)).find(|text| !text.trim().is_empty())
-    }
-
-    fn duration(&mut self, flag: &str, text: &str) -> Option<Duration> {
-        match humantime::parse_duration(text) {
-            Ok(duration) if !duration.is_zero() => Some(duration),
-            Ok(_) => self.wrong(flag, "is zero: give a duration like 30s or 5m"),
-            Err(_) => self.wrong(flag, &format!("{text:?} is no duration: give one like 30s or 5m")),
-        }
-    }
-
-    fn number(&mut self, flag: &str, text: &str, least: usize, most: usize) -> Option<usize> {
-        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
-        number.or_else(|| self.wrong(flag, &format!("{text:?} is not a whole number from {least} to {most}")))
-    }
-
-    fn choice<T: Copy>(&mut self, flag: &str, text: &str, choices: &[(&str, T)]) -> Option<T> {
-        if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
-            return Some(*value);
-        }
-        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
-        self.wrong(flag, &format!("{text:?} is none of {}", names.join(", ")))
-    }
-
-    pub(super) fn wrong<T>(&mut self, flag: &str, what: &str) -> Option<T> {
-        self.mistakes.push(format!("{flag}: {what}"));
+        let invalid = |expected: &str| super::invalid(&setting, &text, expected);
+        let has_controls = text.contains(|c: char| c.is_whitespace() || c.is_control());
+        let mistake = match Url::parse(&with_scheme).ok().filter(Url::has_host).filter(|_| !has_controls) {
+            None => invalid(EXAMPLE),
+            Some(url) if !["https", "http"].contains(&url.scheme()) => invalid("https or http as the scheme"),
+            Some(url) if url.path() != "/" || url.query().is_some() || url.fragment().is_some() => {
+                invalid("scheme, host and port, and nothing after them")
+            }
+            Some(url) if url.port() == Some(0) => invalid("a port from 1 to 65535"),
+            Some(url) if url.scheme() == "http" && !is_loopback(&url) && !flags.zenlayer_allow_plain_http => {
+                invalid("https, or --zenlayer.allow-plain-http: anyone on the way can read and change plain HTTP")
+            }
+            Some(url) => return Some(url),
+        };
+        self.mistakes.push(mistake);
         None
     }
+
+    /// How many instances to simulate; `Some(None)` where none are to be.
+    #[allow(clippy::option_option, reason = "a mistake is not a demo that is off")]
+    fn demo(&mut self, flags: &Flags) -> Option<Option<usize>> {
+        let Some(text) = flags.demo.as_deref() else { return Some(None) };
+        match (boolean(text), text.parse()) {
+            (Some(is_on), _) => Some(is_on.then_some(DEFAULT_DEMO)),
+            (None, Ok(instances @ 2..=LARGEST_DEMO)) => Some(Some(instances)),
+            _ => self.invalid("--demo", text, "true, false, or a number of instances from 2 to 1000000"),
+        }
+    }
+}
+
+/// Whether a path may have the byte as it is: `pchar` and `/` of RFC 3986, section 3.3, without percent encoding.
+fn is_unencoded_in_paths(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,;=:@".contains(&byte)
 }
 
 /// A label's name has letters, digits and underscores; whatever else a tag has is an underscore there.
 fn tag_label(key: &str) -> String {
     let fit = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
     "tag_".chars().chain(key.chars().map(fit)).collect()
-}
-
-/// The number of simulated instances, as typed. A variable may switch the demo on or off as any other switch.
-fn demo(flags: &Flags) -> Option<&str> {
-    match flags.demo.as_deref() {
-        Some("true" | "yes" | "on") => Some("500"),
-        Some("false" | "no" | "off") => None,
-        other => other,
-    }
 }

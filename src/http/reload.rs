@@ -10,6 +10,7 @@ use prometheus::IntGauge;
 use tokio::sync::watch;
 
 use super::gate::Gate;
+use crate::exposure;
 use crate::web_config::{Files, Fingerprint, Reading};
 
 /// How often the files are looked at. A change is used once it has stood still for as long, since certificate and key
@@ -48,6 +49,7 @@ fn put_in_use(gate: &Gate, reading: Reading) -> bool {
         Ok(settings) => match gate.lost_in(&settings) {
             None => {
                 gate.swap(settings);
+                reading.files.secret.iter().for_each(|file| exposure::warn(file));
                 tracing::info!("web config reread and in use");
                 return true;
             }

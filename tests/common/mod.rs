@@ -10,7 +10,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::Parser;
 use http_body_util::{BodyExt, Empty};
 use hyper::{HeaderMap, Method, Request};
 use hyper_util::rt::TokioIo;
@@ -19,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use zenlayer_exporter::api::Backoff;
-use zenlayer_exporter::config::{Command, Config, Flags};
+use zenlayer_exporter::config::{Command, Config};
 use zenlayer_exporter::simulator::{KEY_ID, PASSWORD, Simulator};
 use zenlayer_exporter::{Options, RunError, run};
 
@@ -45,11 +44,9 @@ pub(crate) fn config(simulator: &Simulator, flags: &[&str]) -> Config {
 
 /// Settings from flags and variables, with a quick poll.
 pub(crate) fn config_of(flags: &[&str], variables: &[(&str, &str)]) -> Config {
-    let flags = Flags::parse_from([&["zenlayer-exporter"], flags].concat());
-    let variable =
-        |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-    let Ok(Command::Serve(mut config)) = Command::check(&flags, &variable) else {
-        panic!("the settings are wrong: {:?}", Command::check(&flags, &variable));
+    let mut config = match Command::read(flags.iter().map(Into::into), &variables.iter().copied().collect()) {
+        Ok(Command::Serve(config)) => config,
+        other => panic!("no settings to serve with: {other:?}"),
     };
     config.poll.interval = Duration::from_millis(100);
     config

@@ -120,7 +120,7 @@ class Settings(unittest.TestCase):
                 env=example() | {"HTTPS_PROXY": "http://127.0.0.1:1"}, timeout=60,
             )
         self.assertEqual(done.returncode, 1, done.stderr)
-        self.assertNotIn("these settings are wrong", done.stderr)
+        self.assertNotIn("invalid settings", done.stderr)
 
     def test_files_are_where_the_unit_looks_for_them(self):
         name, path = settings("LoadCredential")[0].split(":")

@@ -1,0 +1,72 @@
+//! `--zenlayer.ca-file` → the certificates in it.
+//!
+//! Invariant: every certificate of the file is used, or the file is refused.
+
+use std::path::Path;
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::Flags;
+use super::check::Check;
+use crate::web_config;
+
+const BEGIN: &str = "-----BEGIN ";
+const CERTIFICATE: &str = "CERTIFICATE-----";
+
+impl Check<'_> {
+    pub(super) fn authorities(&mut self, flags: &Flags) -> Option<Vec<CertificateDer<'static>>> {
+        let Some(file) = &flags.zenlayer_ca_file else {
+            return Some(Vec::new());
+        };
+        let read = web_config::read_file(Path::new(file)).map_err(|error| format!("cannot be read: {error}"));
+        let certificates = read.and_then(|bytes| certificates(&bytes));
+        certificates
+            .map_err(|wrong| self.wrong::<()>("--zenlayer.ca-file", &format!("names {file}, which {wrong}")))
+            .ok()
+    }
+}
+
+/// The certificates of a PEM file.
+///
+/// # Errors
+/// What is wrong with the file or with one of them.
+fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err("is UTF-16: save it as UTF-8".to_owned());
+    }
+    if bytes.first() == Some(&0x30) {
+        let convert = "openssl x509 -inform der -in FILE -out ca.pem";
+        return Err(format!("is not PEM: if it is DER, convert it with: {convert}"));
+    }
+    // Comments may be in any encoding. The parser of PEM skips what does not begin a line, as after a byte order mark.
+    let text = String::from_utf8_lossy(bytes);
+    let begins = text.split(BEGIN).skip(1).map(|rest| rest.lines().next().unwrap_or_default());
+    let labels: Vec<_> = begins.filter(|label| label.ends_with(CERTIFICATE)).collect();
+    if labels.is_empty() {
+        let what =
+            if text.contains("PRIVATE KEY-----") { "a private key and no certificate" } else { "no certificate" };
+        return Err(format!("has {what}: expected PEM with -----BEGIN CERTIFICATE-----"));
+    }
+    let clean: String = text
+        .lines()
+        .map(|line| line.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}'))
+        .fold(String::with_capacity(text.len()), |clean, line| clean + line + "\n");
+    let parsed = CertificateDer::pem_slice_iter(clean.as_bytes());
+    let mut roots = RootCertStore::empty();
+    let mut certificates = Vec::new();
+    for (place, certificate) in (1..).zip(parsed) {
+        let broken = || format!("has a broken certificate, number {place} of {}: replace it", labels.len());
+        let certificate = certificate.map_err(|_| broken())?;
+        roots.add(certificate.clone()).map_err(|_| broken())?;
+        certificates.push(certificate);
+    }
+    if certificates.len() < labels.len() {
+        let (read, total) = (certificates.len(), labels.len());
+        return Err(format!(
+            "has {total} certificates, of which only {read} can be read: expected -----BEGIN CERTIFICATE----- on a line of its own"
+        ));
+    }
+    Ok(certificates)
+}

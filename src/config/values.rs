@@ -1,0 +1,78 @@
+//! Values as text → values of their type, and the forms in which a mistake is noted.
+
+use std::time::Duration;
+
+use super::check::Check;
+
+/// No timer overflows by it, and nobody who waits longer for a poll means it.
+const LONGEST: Duration = Duration::from_hours(24 * 30);
+
+impl Check<'_> {
+    pub(super) fn duration(&mut self, flag: &str, text: &str, least: Duration) -> Option<Duration> {
+        match humantime::parse_duration(text) {
+            Ok(duration) if (least..=LONGEST).contains(&duration) => Some(duration),
+            Ok(_) => {
+                let expected = format!("a duration from {} to 30d", humantime::format_duration(least));
+                self.invalid(flag, text, &expected)
+            }
+            Err(_) => self.invalid(flag, text, "a duration such as 30s or 5m"),
+        }
+    }
+
+    pub(super) fn number(&mut self, flag: &str, text: &str, least: usize, most: usize) -> Option<usize> {
+        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+        number.or_else(|| self.invalid(flag, text, &format!("a whole number from {least} to {most}")))
+    }
+
+    pub(super) fn choice<T: Copy>(&mut self, flag: &str, text: &str, choices: &[(&str, T)]) -> Option<T> {
+        if let Some((_, value)) = choices.iter().find(|(name, _)| *name == text) {
+            return Some(*value);
+        }
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        let (last, rest) = names.split_last().expect("there are choices");
+        self.invalid(flag, text, &format!("{} or {last}", rest.join(", ")))
+    }
+
+    /// The first of the variables that is set, with its name. Another one with another value draws a warning.
+    pub(super) fn variable(&mut self, names: &[&'static str]) -> Option<(&'static str, String)> {
+        let mut first: Option<(&'static str, String)> = None;
+        for &name in names {
+            let text = match self.environment.get(name) {
+                Ok(None) => continue,
+                Ok(Some(text)) => text.to_owned(),
+                Err(mistake) => {
+                    self.mistakes.push(mistake);
+                    // It is given, so nothing is to be reported as missing.
+                    "unreadable".to_owned()
+                }
+            };
+            match &first {
+                None => first = Some((name, text)),
+                Some((used, value)) if *value != text => {
+                    self.warnings.push(format!("{name} is ignored, since {used} is set to another value: unset one"));
+                }
+                Some(_) => {}
+            }
+        }
+        first
+    }
+
+    /// A flag as a mistake names it, with the variable where its value is from there.
+    pub(super) fn setting(&self, flag: &str) -> String {
+        let name = flag.trim_start_matches('-').split('=').next().unwrap_or_default();
+        match self.by_variable.contains(name) {
+            true => format!("{flag} (from {})", super::environment::variable_of(name)),
+            false => flag.to_owned(),
+        }
+    }
+
+    pub(super) fn invalid<T>(&mut self, flag: &str, value: &str, expected: &str) -> Option<T> {
+        self.mistakes.push(super::invalid(&self.setting(flag), value, expected));
+        None
+    }
+
+    pub(super) fn wrong<T>(&mut self, flag: &str, what: &str) -> Option<T> {
+        self.mistakes.push(format!("{} {what}", self.setting(flag)));
+        None
+    }
+}
