@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Metrics, held};
 use hyper::Method;
@@ -271,6 +271,59 @@ async fn a_file_with_a_secret_that_everybody_can_read_draws_a_warning() {
 }
 
 #[test]
+fn a_private_key_or_hash_that_everybody_can_read_draws_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    common::web::Authority::new().write(folder.path());
+    let [file, certificate, key] = ["web.yml", "cert.pem", "key.pem"].map(|name| folder.path().join(name));
+    let tls = "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n";
+    let users = format!("basic_auth_users: {{a: {}}}\n", common::web::hash("a", 1));
+    let flag = format!("--web.config.file={}", file.display());
+    let mode = |path: &std::path::Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    mode(folder.path(), 0o755);
+    for (content, key_mode, web_mode, exposed) in [
+        (tls, 0o644, 0o644, &[&key][..]),
+        (tls, 0o640, 0o644, &[]),
+        (&users, 0o640, 0o644, &[&file]),
+        (&users, 0o640, 0o600, &[]),
+        (&format!("{tls}{users}"), 0o604, 0o644, &[&key, &file]),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        mode(&file, web_mode);
+        mode(&key, key_mode);
+        mode(&certificate, 0o644);
+        let output = run(&["--demo=2", "--once", &flag]);
+        let log = text(&output.stderr);
+        let warned = |path: &std::path::Path| log.contains(&format!("fix=\"chmod o-r {}\"", path.display()));
+        for path in [&file, &key, &certificate] {
+            assert_eq!(warned(path), exposed.contains(&path), "{}:\n{log}", path.display());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_key_that_a_reload_exposes_draws_a_warning_too() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let (file, key) = (folder.path().join("web.yml"), folder.path().join("key.pem"));
+    let renew = |mode| {
+        common::web::Authority::new().write(folder.path());
+        std::fs::set_permissions(&key, Permissions::from_mode(mode)).unwrap();
+    };
+    renew(0o600);
+    std::fs::write(&file, "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n").unwrap();
+    let flag = format!("--web.config.file={}", file.display());
+    let mut running = Running::start(&mut exporter(&["--demo", "--web.listen-address=127.0.0.1:0", &flag]));
+    assert!(!running.log.contains("chmod"), "{}", running.log);
+    renew(0o644);
+    let (mut log, started) = (String::new(), Instant::now());
+    while !log.contains("the web config changed and is in use") {
+        assert!(running.stderr.read_line(&mut log).unwrap() > 0, "it ended early:\n{log}");
+        assert!(started.elapsed() < common::PATIENCE, "no reload:\n{log}");
+    }
+    assert!(log.contains(&format!("chmod o-r {}", key.display())), "{log}");
+}
+
+#[test]
 fn an_unknown_flag_is_a_bad_setting_and_help_is_none() {
     let output = run(&["--zenlayer.acces-key-id=x"]);
     assert_eq!(output.status.code(), Some(64));
@@ -387,6 +440,30 @@ async fn a_config_check_makes_one_request() {
     let refused = with_info();
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).starts_with("zenlayer-exporter: DescribeInstances, page 1: HTTP 403"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_check_looks_up_every_named_instance() {
+    let simulator = simulator(400).await;
+    let mut ids: Vec<_> = held(&simulator).into_iter().map(|(id, _)| id).take(250).collect();
+    let check = |ids: &[String]| {
+        let ids = format!("--zenlayer.instance-ids={}", ids.join(","));
+        let output = on_simulator(&simulator, &["--config.check", "--collector.instance-info", &ids]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    };
+    assert_eq!(check(&ids), "the settings are right, and the API knows 250 of 250 named instances\n");
+    for strict in [false, true] {
+        simulator.set(|knobs| knobs.missing_id_is_error = strict);
+        ids.truncate(248);
+        ids.extend((0..12).map(|number| format!("gone-{number:02}")));
+        let missing: Vec<_> = (0..10).map(|number| format!("gone-{number:02}")).collect();
+        let expected = format!(
+            "the settings are right, and the API knows 248 of 260 named instances; missing: {} and 2 more\n",
+            missing.join(", ")
+        );
+        assert_eq!(check(&ids), expected, "strict: {strict}");
+    }
 }
 
 #[test]

@@ -29,6 +29,10 @@ fn authority() -> Authority {
 fn server_config(authority: &Authority, name: &str) -> rustls::ServerConfig {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, authority).unwrap();
+    serving(&certificate, &key)
+}
+
+fn serving(certificate: &rcgen::Certificate, key: &KeyPair) -> rustls::ServerConfig {
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -114,4 +118,114 @@ async fn a_certificate_for_another_host_is_refused() {
     std::fs::write(&file, authority.pem()).unwrap();
     let said = refusal(&exporter(port, Some(&file)).await).await;
     assert!(said.contains("does not verify: localhost is not among its subject alternative names"), "{said}");
+}
+
+/// Polls a server with that certificate, which the CA file has too. Returns the outcome of a poll and what is said.
+async fn poll_pinned(params: CertificateParams, signer: Option<&Authority>) -> (bool, String) {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = match signer {
+        Some(signer) => params.signed_by(&key, signer),
+        None => params.self_signed(&key),
+    };
+    let certificate = certificate.unwrap();
+    let port = tls_front(&simulator, serving(&certificate, &key)).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    // Another certificate before it, and what an editor on Windows makes of both.
+    let text = format!("\u{feff}# old\r\n{}\n{}", authority().pem(), certificate.pem()).replace('\n', "\r\n");
+    std::fs::write(&file, text).unwrap();
+    let exporter = exporter(port, Some(file.path())).await;
+    let outcome = |metrics: &common::Metrics| {
+        ["success", "tls"]
+            .map(|outcome| metrics.value("zenlayer_exporter_polls_total", &[("outcome", outcome)]) >= Some(1.0))
+    };
+    let metrics = exporter.until(|metrics| outcome(metrics).contains(&true)).await;
+    (outcome(&metrics)[0], exporter.get("/readyz").await.text().to_owned())
+}
+
+fn for_localhost(is_ca: IsCa) -> CertificateParams {
+    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.is_ca = is_ca;
+    params
+}
+
+#[tokio::test]
+async fn a_server_certificate_that_is_named_itself_is_trusted() {
+    let ca = || IsCa::Ca(BasicConstraints::Unconstrained);
+    for is_ca in [ca(), IsCa::ExplicitNoCa, IsCa::NoCa] {
+        let (succeeded, said) = poll_pinned(for_localhost(is_ca.clone()), None).await;
+        assert!(succeeded, "self-signed, {is_ca:?}: {said}");
+    }
+    let unknown = authority();
+    let (succeeded, said) = poll_pinned(for_localhost(IsCa::NoCa), Some(&unknown)).await;
+    assert!(succeeded, "signed by an authority that is not named: {said}");
+
+    for is_ca in [ca(), IsCa::NoCa] {
+        let mut expired = for_localhost(is_ca.clone());
+        expired.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        expired.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        let (succeeded, said) = poll_pinned(expired, None).await;
+        assert!(!succeeded && said.contains("does not verify: it expired on 2021-01-01T00:00:00Z"), "{said}");
+        let mut elsewhere = CertificateParams::new(["elsewhere.example".to_owned()]).unwrap();
+        elsewhere.is_ca = is_ca;
+        let (succeeded, said) = poll_pinned(elsewhere, None).await;
+        assert!(!succeeded && said.contains("localhost is not among its subject alternative names"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_that_is_not_named_is_refused_in_words() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    for is_ca in [IsCa::Ca(BasicConstraints::Unconstrained), IsCa::NoCa] {
+        let key = KeyPair::generate().unwrap();
+        let certificate = for_localhost(is_ca).self_signed(&key).unwrap();
+        let port = tls_front(&simulator, serving(&certificate, &key)).await;
+        let said = refusal(&exporter(port, None).await).await;
+        let reasons =
+            ["it is self-signed or an authority's, and not one that is trusted", "no trusted authority issued it"];
+        assert!(reasons.iter().any(|reason| said.contains(&format!("does not verify: {reason}"))), "{said}");
+    }
+}
+
+#[test]
+fn every_certificate_of_the_ca_file_is_checked_at_the_start() {
+    let (first, second, third) = (authority().pem(), authority().pem(), authority().pem());
+    let key = KeyPair::generate().unwrap().serialize_pem();
+    let garbage = "-----BEGIN CERTIFICATE-----\naGVsbG8gd29ybGQ=\n-----END CERTIFICATE-----\n";
+    let lines: Vec<_> = second.lines().collect();
+    let shortened = [&lines[..2], &lines[lines.len() - 1..]].concat().join("\n");
+    let no_end = lines[..lines.len() - 1].join("\n");
+    let no_base64 = second.replacen('M', "*", 1);
+    let indented = second.replace("-----BEGIN", "x -----BEGIN");
+    let trusted = second.replace("CERTIFICATE", "TRUSTED CERTIFICATE");
+    let der = rcgen::CertificateParams::new([]).unwrap().self_signed(&KeyPair::generate().unwrap()).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let broken = "has a broken certificate, number 2 of 3: replace it";
+    let in_the_middle = |text: &str| format!("{first}{text}\n{third}").into_bytes();
+    let only = "has 3 certificates, of which only 2 can be read: expected each -----BEGIN CERTIFICATE----- on a line of its own";
+    for (bytes, wrong) in [
+        (in_the_middle(garbage), broken),
+        (in_the_middle(&shortened), broken),
+        (in_the_middle(&no_base64), broken),
+        (in_the_middle(&no_end), broken),
+        (in_the_middle(&indented), only),
+        (in_the_middle(&trusted), only),
+        (key.into_bytes(), "has a private key and no certificate: expected PEM with -----BEGIN CERTIFICATE-----"),
+        (b"\n".to_vec(), "has no certificate: expected PEM with -----BEGIN CERTIFICATE-----"),
+        (
+            der.der().to_vec(),
+            "is not PEM: if it is DER, convert it with: openssl x509 -inform der -in FILE -out ca.pem",
+        ),
+        (b"\xff\xfe-\0".to_vec(), "is UTF-16: save it as UTF-8"),
+    ] {
+        std::fs::write(&file, bytes).unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_zenlayer-exporter"))
+            .args(["--demo", &format!("--zenlayer.ca-file={}", file.path().display())])
+            .env_clear()
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        let expected = format!("--zenlayer.ca-file names {}, which {wrong}", file.path().display());
+        assert_eq!(String::from_utf8(output.stderr).unwrap().lines().nth(1), Some(&*expected));
+    }
 }

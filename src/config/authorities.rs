@@ -65,7 +65,7 @@ fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     if certificates.len() < labels.len() {
         let (read, total) = (certificates.len(), labels.len());
         return Err(format!(
-            "has {total} certificates, of which only {read} can be read: expected -----BEGIN CERTIFICATE----- on a line of its own"
+            "has {total} certificates, of which only {read} can be read: expected each -----BEGIN CERTIFICATE----- on a line of its own"
         ));
     }
     Ok(certificates)
