@@ -85,7 +85,7 @@ const SLACK: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The client could not be built.
-    #[error("the HTTP client cannot be set up: {0}: check HTTPS_PROXY, HTTP_PROXY and NO_PROXY")]
+    #[error("the HTTP client cannot be set up: {0}")]
     Client(#[from] reqwest::Error),
     /// The simulated API has no port.
     #[error("the simulated API cannot listen on loopback: {0}")]
@@ -161,11 +161,14 @@ fn report(config: &Config) {
     for warning in &config.warnings {
         tracing::warn!(warning, "a setting is probably not what was meant");
     }
-    if let Target::Account { credentials, .. } = &config.target {
-        credentials::file(credentials).iter().for_each(|file| exposure::warn(file));
+    if let Target::Account { credentials, .. } = &config.target
+        && let Some(file) = credentials::file(credentials)
+    {
+        exposure::warn(file);
     }
-    let web_files = config.web_config.iter().flat_map(|web_config| &web_config.files.secret);
-    web_files.for_each(|file| exposure::warn(file));
+    for file in config.web_config.iter().flat_map(|web_config| &web_config.files.secret) {
+        exposure::warn(file);
+    }
     if let Some(proxy) = &config.api.proxy {
         tracing::info!(%proxy, "requests to the API go through a proxy");
     }

@@ -207,6 +207,25 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_order_mark_is_no_mistake_and_another_encoding_is_named() {
+        assert!(read_from(&format!("\u{feff}{}", FILE.replace('\n', "\r\n")), "default").is_ok());
+        let directory = tempfile::tempdir().unwrap();
+        for (bytes, wrong) in [
+            (&b"\xff\xfe{\0}\0"[..], " is UTF-16: save it as UTF-8: `zeno configure` makes it"),
+            (b"{\xff}", " is not valid UTF-8: save it as UTF-8: `zeno configure` makes it"),
+            (
+                &b" ".repeat(1 << 17),
+                " is longer than 64 KiB: name the file that holds the secret: `zeno configure` makes it",
+            ),
+        ] {
+            let path = directory.path().join("credentials.json");
+            std::fs::write(&path, bytes).unwrap();
+            let said = read(&path, "default").unwrap_err().to_string();
+            assert!(said.ends_with(wrong), "{said}");
+        }
+    }
+
+    #[test]
     fn a_file_of_another_kind_is_told_by_the_place_where_it_is() {
         let said = |text| read_from(text, "default").unwrap_err();
         let not_json = |line, column| {

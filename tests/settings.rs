@@ -340,7 +340,7 @@ async fn a_secret_loses_what_editors_add_and_is_refused_for_the_rest() {
         (b"hu\0sh", "holds a NUL character: expected the secret in plain ASCII"),
         (b"hu sh", "holds a space or a character that is not plain ASCII: expected the secret, and nothing else"),
         (&utf16, "is UTF-16: save it as UTF-8"),
-        (&[b'h'; (64 << 10) + 1], "is longer than 64 KiB: name the file that holds the secret"),
+        (&b"h".repeat((64 << 10) + 1), "is longer than 64 KiB: name the file that holds the secret"),
     ] {
         std::fs::write(&file, bytes).unwrap();
         let expected = format!("--zenlayer.token-file cannot be used: {} {flaw}", file.display());

@@ -153,7 +153,7 @@ fn for_localhost(is_ca: IsCa) -> CertificateParams {
 async fn a_server_certificate_that_is_named_itself_is_trusted() {
     let ca = || IsCa::Ca(BasicConstraints::Unconstrained);
     for is_ca in [ca(), IsCa::ExplicitNoCa, IsCa::NoCa] {
-        let (succeeded, said) = poll_pinned(for_localhost(is_ca.clone()), None).await;
+        let (succeeded, said) = poll_pinned(for_localhost(is_ca), None).await;
         assert!(succeeded, "self-signed, {is_ca:?}: {said}");
     }
     let unknown = authority();
@@ -161,7 +161,7 @@ async fn a_server_certificate_that_is_named_itself_is_trusted() {
     assert!(succeeded, "signed by an authority that is not named: {said}");
 
     for is_ca in [ca(), IsCa::NoCa] {
-        let mut expired = for_localhost(is_ca.clone());
+        let mut expired = for_localhost(is_ca);
         expired.not_before = rcgen::date_time_ymd(2020, 1, 1);
         expired.not_after = rcgen::date_time_ymd(2021, 1, 1);
         let (succeeded, said) = poll_pinned(expired, None).await;
@@ -220,7 +220,7 @@ fn every_certificate_of_the_ca_file_is_checked_at_the_start() {
     ] {
         std::fs::write(&file, bytes).unwrap();
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_zenlayer-exporter"))
-            .args(["--demo", &format!("--zenlayer.ca-file={}", file.path().display())])
+            .args(["--demo", "--once", &format!("--zenlayer.ca-file={}", file.path().display())])
             .env_clear()
             .output()
             .unwrap();

@@ -79,7 +79,7 @@ impl Check<'_> {
         }
         match variable.map(|(name, text)| (name, Secret::parse(text.as_bytes()))) {
             Some((_, Ok(secret))) => Some(SecretSource::Given(secret)),
-            Some((name, Err(flaw))) => self.refuse(format!("{name} {flaw}")),
+            Some((name, Err(wrong))) => self.refuse(format!("{name} {wrong}")),
             None => {
                 self.refuse(format!("an access key ID needs its password: set ZENLAYER_ACCESS_KEY_SECRET or {flag}"))
             }

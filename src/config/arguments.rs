@@ -56,7 +56,7 @@ struct Reader<'a> {
     mistakes: Vec<String>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn command_line(&mut self, arguments: impl IntoIterator<Item = OsString>) {
         let texts = arguments.into_iter().map(|argument| argument.to_string_lossy().into_owned());
         let mut texts = (1_usize..).zip(texts).peekable();
@@ -71,7 +71,7 @@ impl Reader<'_> {
             let mut follows = || texts.next_if(|(_, next)| may_follow && !next.starts_with('-')).map(|(_, next)| next);
             let value = value.map(str::to_owned).or_else(&mut follows);
             match arg {
-                Some(arg) => self.flag(arg, value),
+                Some(arg) => self.flag(arg, value.as_deref()),
                 None => self.reject(place, typed),
             }
         }
@@ -97,21 +97,18 @@ impl Reader<'_> {
         by_variable
     }
 
-    fn find<'b>(&self, wanted: &str) -> Option<&'b Arg>
-    where
-        Self: 'b,
-    {
+    fn find(&self, wanted: &str) -> Option<&'a Arg> {
         self.declared.iter().find(|arg| name(arg) == wanted).copied()
     }
 
-    fn flag(&mut self, arg: &Arg, value: Option<String>) {
+    fn flag(&mut self, arg: &Arg, value: Option<&str>) {
         let flag = format!("--{}", name(arg));
         let is_first = self.seen.insert(name(arg).to_owned());
         if !is_first && !matches!(arg.get_action(), ArgAction::Append) {
             self.mistakes.push(format!("{flag} is given more than once: leave one out"));
             return;
         }
-        self.value(arg, &flag, value.as_deref());
+        self.value(arg, &flag, value);
     }
 
     /// Accepts a value, which `setting` names in a mistake. `None` is a flag on its own.

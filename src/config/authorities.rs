@@ -14,6 +14,9 @@ use crate::web_config;
 
 const BEGIN: &str = "-----BEGIN ";
 const CERTIFICATE: &str = "CERTIFICATE-----";
+/// A certificate without PEM around it begins with the tag of a sequence.
+const DER: u8 = 0x30;
+const CONVERT: &str = "openssl x509 -inform der -in FILE -out ca.pem";
 
 impl Check<'_> {
     pub(super) fn authorities(&mut self, flags: &Flags) -> Option<Vec<CertificateDer<'static>>> {
@@ -36,23 +39,22 @@ fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err("is UTF-16: save it as UTF-8".to_owned());
     }
-    if bytes.first() == Some(&0x30) {
-        let convert = "openssl x509 -inform der -in FILE -out ca.pem";
-        return Err(format!("is not PEM: if it is DER, convert it with: {convert}"));
-    }
-    // Comments may be in any encoding. The parser of PEM skips what does not begin a line, as after a byte order mark.
+    // Comments may be in any encoding. The parser of PEM skips what does not begin a line, as after a byte order mark or
+    // in an indented file.
     let text = String::from_utf8_lossy(bytes);
-    let begins = text.split(BEGIN).skip(1).map(|rest| rest.lines().next().unwrap_or_default());
+    let begins = text.split(BEGIN).skip(1).map(|rest| rest.lines().next().unwrap_or_default().trim_end());
     let labels: Vec<_> = begins.filter(|label| label.ends_with(CERTIFICATE)).collect();
     if labels.is_empty() {
-        let what =
-            if text.contains("PRIVATE KEY-----") { "a private key and no certificate" } else { "no certificate" };
+        let what = match bytes.first() {
+            Some(&DER) => return Err(format!("is not PEM: if it is DER, convert it with: {CONVERT}")),
+            _ if text.contains("PRIVATE KEY-----") => "a private key and no certificate",
+            _ => "no certificate",
+        };
         return Err(format!("has {what}: expected PEM with -----BEGIN CERTIFICATE-----"));
     }
-    let clean: String = text
-        .lines()
-        .map(|line| line.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}'))
-        .fold(String::with_capacity(text.len()), |clean, line| clean + line + "\n");
+    let is_margin = |c: char| c.is_whitespace() || c == '\u{feff}';
+    let lines: Vec<_> = text.lines().map(|line| line.trim_matches(is_margin)).collect();
+    let clean = lines.join("\n");
     let parsed = CertificateDer::pem_slice_iter(clean.as_bytes());
     let mut roots = RootCertStore::empty();
     let mut certificates = Vec::new();
@@ -65,7 +67,8 @@ fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     if certificates.len() < labels.len() {
         let (read, total) = (certificates.len(), labels.len());
         return Err(format!(
-            "has {total} certificates, of which only {read} can be read: expected each -----BEGIN CERTIFICATE----- on a line of its own"
+            "has {total} certificates, of which only {read} can be read: expected each -----BEGIN CERTIFICATE----- on a \
+             line of its own"
         ));
     }
     Ok(certificates)

@@ -8,7 +8,7 @@ use clap::Parser;
 /// Prometheus exporter for the status of Zenlayer Cloud instances.
 ///
 /// Secrets are never flags: set ZENLAYER_ACCESS_KEY_SECRET (or ZENLAYERCLOUD_ACCESS_KEY_PASSWORD) or ZENLAYER_TOKEN,
-/// or name a file. Durations are like 30s, 5m, 1h30m.
+/// or name a file. Durations are like 30s, 5m, 1h30m. Switches also take a value: --once=false.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "zenlayer-exporter", version = crate::build_info::VERSION, hide_possible_values = true)]
 pub struct Flags {
@@ -32,7 +32,7 @@ pub struct Flags {
     #[arg(long = "web.max-connections", value_name = "N", default_value = "256")]
     pub web_max_connections: String,
 
-    /// Where the API is; a bare domain means https [also: ZENLAYER_ENDPOINT] [default: https://console.zenlayer.com]
+    /// Where the API is; a bare domain means https [also: ZENLAYER_ENDPOINT, ZENLAYERCLOUD_DOMAIN] [default: https://console.zenlayer.com]
     #[allow(rustdoc::bare_urls, reason = "brackets around it would show in --help")]
     #[arg(long = "zenlayer.endpoint", value_name = "URL")]
     pub zenlayer_endpoint: Option<String>,
@@ -69,7 +69,7 @@ pub struct Flags {
     #[arg(long = "zenlayer.resource-group-id", value_name = "ID")]
     pub zenlayer_resource_group_id: Option<String>,
 
-    /// File with certificate authorities to trust for the API, besides the system's and Mozilla's
+    /// File with authorities, or the server's own certificate, to trust besides the system's and Mozilla's authorities
     #[arg(long = "zenlayer.ca-file", value_name = "FILE")]
     pub zenlayer_ca_file: Option<String>,
 
@@ -133,7 +133,7 @@ pub struct Flags {
     #[arg(long = "log.format", value_name = "FORMAT", default_value = "logfmt")]
     pub log_format: String,
 
-    /// Poll a simulated API inside this process, with N instances (500): no account needed
+    /// Poll a simulated API inside this process, with N instances, at least 2 (500): no account needed
     #[arg(long = "demo", value_name = "N", num_args = 0..=1, default_missing_value = "500")]
     pub demo: Option<String>,
 

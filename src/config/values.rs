@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::check::Check;
+use super::environment::variable_of;
 
 /// No timer overflows by it, and nobody who waits longer for a poll means it.
 const LONGEST: Duration = Duration::from_hours(24 * 30);
@@ -60,10 +61,10 @@ impl Check<'_> {
     /// A flag as a mistake names it, with the variable where its value is from there.
     pub(super) fn setting(&self, flag: &str) -> String {
         let name = flag.trim_start_matches('-').split('=').next().unwrap_or_default();
-        match self.by_variable.contains(name) {
-            true => format!("{flag} (from {})", super::environment::variable_of(name)),
-            false => flag.to_owned(),
+        if self.by_variable.contains(name) {
+            return format!("{flag} (from {})", variable_of(name));
         }
+        flag.to_owned()
     }
 
     pub(super) fn invalid<T>(&mut self, flag: &str, value: &str, expected: &str) -> Option<T> {

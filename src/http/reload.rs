@@ -49,7 +49,9 @@ fn put_in_use(gate: &Gate, reading: Reading) -> bool {
         Ok(settings) => match gate.lost_in(&settings) {
             None => {
                 gate.swap(settings);
-                reading.files.secret.iter().for_each(|file| exposure::warn(file));
+                for file in &reading.files.secret {
+                    exposure::warn(file);
+                }
                 tracing::info!("web config reread and in use");
                 return true;
             }
