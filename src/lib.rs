@@ -327,6 +327,15 @@ pub async fn once(config: &Config) -> Result<(Vec<u8>, Result<(), ApiError>), Ru
     Ok((text, outcome))
 }
 
+/// What `--config.check` found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// The instances to watch.
+    pub known: Known,
+    /// If there are none: where else to look.
+    pub hint: Option<String>,
+}
+
 /// What the API knows of the instances to watch.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Known {
@@ -341,12 +350,12 @@ pub enum Known {
     },
 }
 
-/// `--config.check`: makes one request for each action there is to ask for, or as many as it takes to look up all named
-/// instances.
+/// `--config.check`: makes one request per action, or as many as it takes to look up all named instances. If there are
+/// no instances, it also makes one to the other service.
 ///
 /// # Errors
 /// When the client cannot be built or a request fails.
-pub async fn check(config: &Config) -> Result<Known, RunError> {
+pub async fn check(config: &Config) -> Result<Checked, RunError> {
     config.web_config.iter().for_each(|web| web.settings.log_warnings());
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
     let session = client.round("the check", config.poll.timeout).session().await?;
@@ -368,7 +377,32 @@ pub async fn check(config: &Config) -> Result<Known, RunError> {
     if config.instance_info.is_some() {
         session.page::<InfoPage>(1).await?;
     }
-    Ok(known)
+    let is_empty =
+        matches!(known, Known::All(0)) || matches!(&known, Known::Named { found: 0, missing } if !missing.is_empty());
+    let hint = if is_empty { Some(where_else(config).await?) } else { None };
+    Ok(Checked { known, hint })
+}
+
+/// Names the other service, and how many instances it has.
+async fn where_else(config: &Config) -> Result<String, RunError> {
+    let hint = config.api.nothing_found();
+    let Target::Account { endpoint, credentials } = &config.target else { return Ok(hint) };
+    let service = config.api.service.other();
+    let api = config::Api {
+        service,
+        version: service.newest_version().to_owned(),
+        instance_ids: None,
+        resource_group_id: None,
+        ..config.api.clone()
+    };
+    let telemetry: Arc<Telemetry> = Arc::default();
+    let client = Client::new(endpoint, credentials.clone(), api, Backoff::default(), telemetry)?;
+    let round = client.round("the check", config.poll.timeout);
+    let count = async { Ok(round.session().await?.page::<Page>(1).await?.head.total_count) };
+    Ok(match round.finish(count).await {
+        Ok(count) => format!("{hint} It has {count} instances."),
+        Err(error) => format!("{hint} It cannot be checked: {error}"),
+    })
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use zenlayer_exporter::config::{Command, Config, ListenAddress, Refusal, Web};
 use zenlayer_exporter::logging::LogWriter;
 use zenlayer_exporter::web_config::Settings;
-use zenlayer_exporter::{Known, Options, Watchdog, build_info, http};
+use zenlayer_exporter::{Checked, Known, Options, Watchdog, build_info, http};
 
 /// The command was used incorrectly (`EX_USAGE` of sysexits.h).
 const BAD_SETTING: u8 = 64;
@@ -147,7 +147,8 @@ async fn once(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
 
 async fn check(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
     log.subscribe(config.log);
-    let said = match zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())? {
+    let Checked { known, hint } = zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())?;
+    let mut said = match known {
         Known::All(instances) => format!("the settings are right, and the API counts {instances} instances\n"),
         Known::Named { found, missing } => format!(
             "the settings are right, and the API knows {found} of {} named instances{}\n",
@@ -155,6 +156,7 @@ async fn check(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
             in_words(&missing)
         ),
     };
+    said.extend(hint.iter().flat_map(|hint| [hint, "\n"]));
     print(said.as_bytes())
 }
 

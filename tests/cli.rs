@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 
 use common::{Metrics, held};
 use hyper::Method;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use zenlayer_exporter::api::Action;
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::shard::Shard;
-use zenlayer_exporter::simulator::{Fault, KEY_ID, Knobs, PASSWORD, Simulator, TOKEN};
+use zenlayer_exporter::simulator::{Fault, KEY_ID, Knobs, NOT_FOUND, PASSWORD, Simulator, TOKEN};
 
 /// The binary, with nothing of this machine's environment that could change what it does.
 fn exporter(args: &[&str]) -> Command {
@@ -316,7 +318,7 @@ async fn a_private_key_that_a_reload_exposes_draws_a_warning_too() {
     assert!(!running.log.contains("chmod"), "{}", running.log);
     renew(0o644);
     let (mut log, started) = (String::new(), Instant::now());
-    while !log.contains("the web config changed and is in use") {
+    while !log.contains("web config reread and in use") {
         assert!(running.stderr.read_line(&mut log).unwrap() > 0, "it ended early:\n{log}");
         assert!(started.elapsed() < common::PATIENCE, "no reload:\n{log}");
     }
@@ -454,7 +456,7 @@ async fn a_config_check_looks_up_every_named_instance() {
     };
     assert_eq!(check(&ids), "the settings are right, and the API knows 250 of 250 named instances\n");
     for strict in [false, true] {
-        simulator.set(|knobs| knobs.missing_id_is_error = strict);
+        simulator.set(|knobs| knobs.missing_id = strict.then_some(NOT_FOUND));
         ids.truncate(248);
         ids.extend((0..12).map(|number| format!("gone-{number:02}")));
         let missing: Vec<_> = (0..10).map(|number| format!("gone-{number:02}")).collect();
@@ -464,6 +466,54 @@ async fn a_config_check_looks_up_every_named_instance() {
         );
         assert_eq!(check(&ids), expected, "strict: {strict}");
     }
+}
+
+/// An API that counts no instances of vm and twelve of zec.
+async fn two_services() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 16 << 10];
+            let length = stream.read(&mut request).await.unwrap();
+            let count = if request[..length].starts_with(b"POST /api/v2/zec ") { 12 } else { 0 };
+            let body = format!(r#"{{"response":{{"totalCount":{count},"dataSet":[]}}}}"#);
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            stream.write_all((head + &body).as_bytes()).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_check_without_instances_checks_the_other_service() {
+    let endpoint = format!("--zenlayer.endpoint=http://{}", two_services().await);
+    let check = |flags: &[&str]| {
+        let mut command = exporter(&[&["--config.check", &*endpoint], flags].concat());
+        command.env("ZENLAYER_ACCESS_KEY_ID", KEY_ID).env("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout).to_owned()
+    };
+    assert_eq!(
+        check(&[]),
+        "the settings are right, and the API counts 0 instances\n\
+         No instances found in vm (Zenlayer's legacy virtual machines). Elastic compute is `--zenlayer.service=zec`. It has 12 \
+         instances.\n"
+    );
+    assert_eq!(check(&["--zenlayer.service=zec"]), "the settings are right, and the API counts 12 instances\n");
+    assert_eq!(
+        check(&["--zenlayer.instance-ids=a,b"]),
+        "the settings are right, and the API knows 0 of 2 named instances; missing: a, b\n\
+         None of the 2 named instances exists in vm (Zenlayer's legacy virtual machines). Elastic compute is \
+         `--zenlayer.service=zec`. It has 12 instances.\n"
+    );
+
+    let simulator = simulator(0).await;
+    let output = on_simulator(&simulator, &["--config.check"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let says = "`--zenlayer.service=zec`. It cannot be checked: DescribeInstancesStatus, page 1: HTTP 404, code INVALID_REQUEST";
+    assert!(text(&output.stdout).contains(says), "{}", text(&output.stdout));
 }
 
 #[test]
@@ -817,8 +867,8 @@ fn a_secret_file_that_hangs_at_the_start_is_a_bad_setting() {
     for (flag, args) in [("--zenlayer.token-file", &*token), ("--zenlayer.profile", "--zenlayer.profile=default")] {
         let output = exporter(&[args]).env("HOME", directory.path()).output().unwrap();
         assert_eq!(output.status.code(), Some(64));
-        let says =
-            format!("{flag}: {} cannot be read within 5s: check the file system that it is on\n", fifo.display());
+        let says = format!(" {} cannot be read within 5s: check the file system that it is on\n", fifo.display());
+        assert!(text(&output.stderr).contains(flag), "{}", text(&output.stderr));
         assert!(text(&output.stderr).ends_with(&says), "{}", text(&output.stderr));
     }
 }
