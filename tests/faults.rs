@@ -496,11 +496,11 @@ async fn a_machine_that_slept_does_not_serve_what_is_hours_old() {
     exporter.until(|metrics| metrics.instances().len() == 5).await;
     simulator.set(|knobs| knobs.fault = Some(Fault::answer(451, "")));
     exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(0.0)).await;
-    assert!(exporter.get("/").await.text().contains("The last poll failed. What follows is "));
+    assert!(exporter.get("/").await.text().contains("The last poll failed. The data below is "));
     slept.store(8, Ordering::Relaxed);
     let metrics = exporter.metrics().await;
     assert_eq!((metrics.count("zenlayer_instance_status"), metrics.count("zenlayer_instances")), (0, 0));
-    assert!(exporter.get("/").await.text().contains("there is no answer young enough to be shown"));
+    assert!(exporter.get("/").await.text().contains("Data too old to show: the last successful poll was 8h"));
     let ready = exporter.get("/readyz").await;
     assert_eq!(ready.status, 200);
     let says = "ready, but the data is too old to serve: the last successful poll was 8h";

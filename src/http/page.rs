@@ -49,8 +49,10 @@ pub(crate) struct About {
 pub(super) struct View<'a> {
     pub(super) about: &'a About,
     pub(super) report: Option<&'a Report>,
-    /// The answer that is served now, with its age.
-    pub(super) served: Option<(&'a Rendered, Duration)>,
+    /// What is served now.
+    pub(super) served: Option<&'a Rendered>,
+    /// The age of the last successful poll, also if it is too old to be served.
+    pub(super) age: Option<Duration>,
     /// Names and zones of its instances, where they are read.
     pub(super) infos: Option<&'a Infos>,
     pub(super) telemetry_path: &'a str,
@@ -70,7 +72,7 @@ pub(super) fn render(view: &View<'_>) -> String {
         humantime::format_duration(*interval),
     );
     state(&mut page, view);
-    if let Some((snapshot, _)) = view.served {
+    if let Some(snapshot) = view.served {
         counts(&mut page, snapshot);
         others(&mut page, snapshot, view.infos);
     }
@@ -87,24 +89,18 @@ pub(super) fn render(view: &View<'_>) -> String {
 
 /// One line that says whether to trust the rest.
 fn state(page: &mut String, view: &View<'_>) {
-    let shown_age = view.served.map(|(_, age)| in_seconds(age));
-    let (class, text, cause) = match (view.report, shown_age) {
-        (None, _) => ("warn", "The first poll is under way.".to_owned(), None),
-        (Some(Report { outcome: Ok(0), .. }), Some(age)) => {
-            ("warn", format!("{} Polled {age} ago.", with_code(&view.about.nothing_found)), None)
+    let age = view.age.map(in_seconds).unwrap_or_default();
+    let too_old = format!("Data too old to show: the last successful poll was {age} ago.");
+    let (class, text, cause) = match (view.report.map(|report| &report.outcome), view.served) {
+        (None, _) => ("warn", "The first poll is in progress.".to_owned(), None),
+        (Some(Ok(0)), Some(_)) => ("warn", format!("{} Polled {age} ago.", with_code(&view.about.nothing_found)), None),
+        (Some(Ok(instances)), Some(_)) => ("good", format!("{instances} instances, polled {age} ago."), None),
+        (Some(Ok(_)), None) => ("bad", format!("{too_old} The poll loop has stopped."), None),
+        (Some(Err(error)), Some(_)) => {
+            ("warn", format!("The last poll failed. The data below is {age} old."), Some(error))
         }
-        (Some(Report { outcome: Ok(instances), .. }), Some(age)) => {
-            ("good", format!("{instances} instances, polled {age} ago."), None)
-        }
-        (Some(Report { outcome: Ok(_), .. }), None) => {
-            ("bad", "The last answer is too old to be shown: the poll loop does not move.".to_owned(), None)
-        }
-        (Some(Report { outcome: Err(error), .. }), Some(age)) => {
-            ("warn", format!("The last poll failed. What follows is {age} old."), Some(error))
-        }
-        (Some(Report { outcome: Err(error), .. }), None) => {
-            ("bad", "Polls fail, and there is no answer young enough to be shown.".to_owned(), Some(error))
-        }
+        (Some(Err(error)), None) if view.age.is_none() => ("bad", "No poll has succeeded yet.".to_owned(), Some(error)),
+        (Some(Err(error)), None) => ("bad", too_old, Some(error)),
     };
     page.extend(["<p class=\"state ", class, "\">", &text, "</p>\n"]);
     if let (Some(cause), Some(report)) = (cause, view.report) {
@@ -212,7 +208,8 @@ mod tests {
         render(&View {
             about: &about,
             report: report.as_ref(),
-            served: served.map(|snapshot| (snapshot, Duration::from_secs(65))),
+            served,
+            age: Some(Duration::from_secs(65)),
             infos,
             telemetry_path: "/metrics",
             now: at + Duration::from_secs(5),
@@ -235,16 +232,19 @@ mod tests {
     #[test]
     fn it_says_first_whether_to_trust_it() {
         let one = snapshot(&[("a", "RUNNING")]);
-        assert!(page(None, None).contains(r#"<p class="state warn">The first poll is under way.</p>"#));
+        assert!(page(None, None).contains(r#"<p class="state warn">The first poll is in progress.</p>"#));
         assert!(page(Some(Ok(1)), Some(&one)).contains(r#"<p class="state good">1 instances, polled 1m 5s ago.</p>"#));
         let nothing = page(Some(Ok(0)), Some(&snapshot(&[])));
         let advice =
             r#"<p class="state warn">No instances found. Try <code>--x=&lt;y&gt;</code>. Polled 1m 5s ago.</p>"#;
         assert!(nothing.contains(advice) && !nothing.contains("Every instance is RUNNING"), "{nothing}");
         let failed = page(Some(Err("no connection")), Some(&one));
-        assert!(failed.contains(r#"<p class="state warn">The last poll failed. What follows is 1m 5s old.</p>"#));
+        assert!(failed.contains(r#"<p class="state warn">The last poll failed. The data below is 1m 5s old.</p>"#));
         let gone = page(Some(Err("no connection")), None);
-        assert!(gone.contains(r#"<p class="state bad">Polls fail, and there is no answer young enough"#), "{gone}");
+        assert!(
+            gone.contains(r#"<p class="state bad">Data too old to show: the last successful poll was 1m 5s ago.</p>"#),
+            "{gone}"
+        );
         assert!(!gone.contains("By status"));
     }
 

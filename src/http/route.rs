@@ -196,30 +196,32 @@ impl Site {
                 state.report.clone(),
             )
         });
-        let failure =
-            last.and_then(|report| report.outcome.err()).map_or_else(String::new, |error| format!(": {error}"));
-        let (status, text) = match age {
-            Some((_, true)) => (StatusCode::OK, "ready".to_owned()),
-            Some((age, false)) => {
+        let error = last.and_then(|report| report.outcome.err());
+        let (status, text) = match (age, error) {
+            (Some((_, true)), _) => (StatusCode::OK, "ready".to_owned()),
+            (Some((age, false)), error) => {
+                let cause = error.map_or_else(String::new, |error| format!("; the last error: {error}"));
                 let age = page::in_seconds(age);
-                (
-                    StatusCode::OK,
-                    format!("ready, but the data is too old to serve: the last successful poll was {age} ago{failure}"),
-                )
+                let text =
+                    format!("ready, but the data is too old to serve: the last successful poll was {age} ago{cause}");
+                (StatusCode::OK, text)
             }
-            None if failure.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, "the first poll is under way".to_owned()),
-            None => (StatusCode::SERVICE_UNAVAILABLE, format!("no poll has succeeded yet{failure}")),
+            (None, None) => (StatusCode::SERVICE_UNAVAILABLE, "the first poll is in progress".to_owned()),
+            (None, Some(error)) => (StatusCode::SERVICE_UNAVAILABLE, format!("no poll has succeeded yet: {error}")),
         };
         answer(status, TEXT, format!("{text}\n").into())
     }
 
     fn home(&self) -> Response<Body> {
         let now = self.clock.now();
-        let (report, snapshot) = self.published.read(|state| (state.report.clone(), state.fresh(now)));
+        let (report, snapshot, age) = self.published.read(|state| {
+            (state.report.clone(), state.fresh(now), state.snapshot.as_ref().map(|snapshot| snapshot.age(now)))
+        });
         let page = page::render(&View {
             about: &self.about,
             report: report.as_ref(),
-            served: snapshot.as_deref().map(|snapshot| (&*snapshot.rendered, snapshot.age(now))),
+            served: snapshot.as_deref().map(|snapshot| &*snapshot.rendered),
+            age,
             infos: snapshot.as_deref().and_then(|snapshot| Some(&snapshot.infos.as_ref()?.infos)),
             telemetry_path: &self.telemetry_path,
             now: now.wall,
@@ -344,7 +346,7 @@ mod tests {
         assert_eq!(status, 200);
         assert!(text.contains("\nzenlayer_up 0\n"));
         assert!(!text.contains("zenlayer_instance"));
-        assert_eq!(get(&site, "/readyz").await, (503, "the first poll is under way\n".to_owned()));
+        assert_eq!(get(&site, "/readyz").await, (503, "the first poll is in progress\n".to_owned()));
         let failed = Report { at: std::time::UNIX_EPOCH, outcome: Err("<no> connection".to_owned()) };
         site.published.update(|state| state.report = Some(failed));
         assert_eq!(get(&site, "/readyz").await, (503, "no poll has succeeded yet: <no> connection\n".to_owned()));
