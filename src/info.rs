@@ -204,7 +204,10 @@ impl Reading<'_> {
     fn into_infos(self, totals: Totals) -> Result<Infos, ApiError> {
         let total = totals.range.map_or(0, |(least, _)| least);
         if totals.unusable > 0 {
-            tracing::warn!(entries = totals.unusable, "entries without a usable instanceId: their metadata is not shown");
+            tracing::warn!(
+                entries = totals.unusable,
+                "entries without a usable instanceId: their metadata is not shown"
+            );
         }
         let infos = self.findings.into_infos();
         let found = (infos.len() + self.others.distinct().len() + totals.unusable) as u64;

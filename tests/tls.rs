@@ -174,6 +174,57 @@ async fn a_server_certificate_that_is_named_itself_is_trusted() {
 }
 
 #[tokio::test]
+async fn a_named_server_certificate_vouches_for_no_other() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    for (is_ca, expired) in [(IsCa::ExplicitNoCa, false), (IsCa::NoCa, false), (IsCa::NoCa, true)] {
+        let mut params = CertificateParams::new(["intranet.example".to_owned()]).unwrap();
+        params.is_ca = is_ca;
+        if expired {
+            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        }
+        let named = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let port = tls_front(&simulator, server_config(&named, "localhost")).await;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, named.pem()).unwrap();
+        let said = refusal(&exporter(port, Some(file.path())).await).await;
+        assert!(said.contains("does not verify: no trusted authority issued it"), "{said}");
+    }
+}
+
+/// A server that shows `certificate` without having its key.
+fn impostor(
+    certificate: &rcgen::Certificate,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> rustls::ServerConfig {
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(KeyPair::generate().unwrap().serialize_der()));
+    let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+    let shown = rustls::sign::CertifiedKey::new(vec![certificate.der().clone()], key);
+    rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(shown)))
+}
+
+#[tokio::test]
+async fn a_certificate_is_worth_nothing_without_its_key() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    let authority = authority();
+    let key = KeyPair::generate().unwrap();
+    let pinned = for_localhost(IsCa::NoCa).self_signed(&key).unwrap();
+    let issued = for_localhost(IsCa::NoCa).signed_by(&key, &authority).unwrap();
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        for (certificate, trusted) in [(&pinned, pinned.pem()), (&issued, authority.pem())] {
+            let port = tls_front(&simulator, impostor(certificate, version)).await;
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(&file, trusted).unwrap();
+            let said = refusal(&exporter(port, Some(file.path())).await).await;
+            assert!(said.contains("its signature, or one of its chain, is wrong"), "{said}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_self_signed_certificate_that_is_not_named_is_refused_in_words() {
     let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
     for is_ca in [IsCa::Ca(BasicConstraints::Unconstrained), IsCa::NoCa] {

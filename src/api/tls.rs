@@ -21,7 +21,8 @@ pub(super) fn client_config(authorities: &[CertificateDer<'static>]) -> ClientCo
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     // What the system has and cannot be parsed is no reason not to start: the rest still verifies.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    roots.add_parsable_certificates(authorities.iter().cloned());
+    // A server's own certificate must not vouch for others: its key could sign a certificate for any name.
+    roots.add_parsable_certificates(authorities.iter().filter(|certificate| may_sign(certificate)).cloned());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
     let chain = chain.build().expect("there are roots, and no revocation lists to be wrong");
@@ -61,6 +62,24 @@ impl Verifier {
         }
         verify_server_name(&certificate, name).map(|()| ServerCertVerified::assertion())
     }
+}
+
+/// Whether the certificate is an authority's by its own account, now or at a time when it is valid.
+fn may_sign(certificate: &CertificateDer<'_>) -> bool {
+    // Version 1 has no such account, and is what the root store makes of it.
+    let Ok(certificate) = ParsedCertificate::try_from(certificate) else { return true };
+    let provider = rustls::crypto::ring::default_provider();
+    let algorithms = provider.signature_verification_algorithms.all;
+    let alone = RootCertStore::empty();
+    let verify = |time| verify_server_cert_signed_by_trust_anchor(&certificate, &alone, &[], time, algorithms);
+    let result = match verify(UnixTime::now()) {
+        Err(rustls::Error::InvalidCertificate(
+            CertificateError::ExpiredContext { not_after: valid, .. }
+            | CertificateError::NotValidYetContext { not_before: valid, .. },
+        )) => verify(valid),
+        result => result,
+    };
+    matches!(result, Err(rustls::Error::InvalidCertificate(CertificateError::Other(error))) if is_own_authority(&error))
 }
 
 /// Whether a certificate is refused for being an authority's: `openssl req -x509` makes self-signed ones so. Dates are
