@@ -36,6 +36,17 @@ pub(crate) enum Denial {
     TooOften,
 }
 
+/// What is known of a request's password without a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recall {
+    /// It was right before.
+    Right,
+    /// The request has none.
+    NoLogin,
+    /// It is wrong or new.
+    Other,
+}
+
 /// The users, and what is remembered of their passwords.
 pub(super) struct Accounts {
     users: Users,
@@ -84,9 +95,13 @@ impl Accounts {
         &self.users
     }
 
-    /// Whether the request has a password that was right before: costs next to nothing.
-    pub(super) fn remembers(&self, headers: &HeaderMap) -> bool {
-        Login::of(headers).is_some_and(|login| self.outcome(&login.user, &self.tag(&login)) == Some(true))
+    /// What is known of the request's password without a check: costs next to nothing.
+    pub(super) fn recall(&self, headers: &HeaderMap) -> Recall {
+        match Login::of(headers) {
+            None => Recall::NoLogin,
+            Some(login) if self.outcome(&login.user, &self.tag(&login)) == Some(true) => Recall::Right,
+            Some(_) => Recall::Other,
+        }
     }
 
     pub(super) async fn admit(

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use hyper::header::HeaderMap;
 use tokio_rustls::TlsAcceptor;
 
-use super::auth::{Accounts, Denial, Limiter};
+use super::auth::{Accounts, Denial, Limiter, Recall};
 use super::checks::Checks;
 use super::route;
 use crate::web_config::Settings;
@@ -63,15 +63,18 @@ impl Gate {
         Some(TlsAcceptor::from(Arc::clone(&self.in_use().settings.tls.as_ref()?.server)))
     }
 
-    /// Whether the request may be answered. One with a remembered password does not count towards the rate limit, so that
-    /// others cannot use up what a scraper needs.
+    /// Whether the request may be answered. One with a remembered password, or without any, does not count towards the
+    /// rate limit: requests without a password must not use up what a login needs.
     pub(super) async fn admit(&self, path: &str, headers: &HeaderMap, peer: IpAddr) -> Result<(), Denial> {
         if self.open_health && route::is_health(path) {
             return Ok(());
         }
         let in_use = self.in_use();
-        if in_use.accounts.as_ref().is_some_and(|accounts| accounts.remembers(headers)) {
-            return Ok(());
+        // Neither costs a check of a password, so neither counts.
+        match in_use.accounts.as_ref().map(|accounts| accounts.recall(headers)) {
+            Some(Recall::Right) => return Ok(()),
+            Some(Recall::NoLogin) => return Err(Denial::Unknown),
+            Some(Recall::Other) | None => {}
         }
         if let Some(limiter) = &in_use.limiter {
             limiter.take()?;
