@@ -144,7 +144,7 @@ impl Collector {
 
     async fn read_named(&self, session: &Session<'_>, ids: &[&str]) -> Result<Infos, ApiError> {
         let mut reading = self.nothing_read();
-        reading.look_up(session, self.width(), ids, &Budget::of(usize::MAX)).await?;
+        reading.look_up(session, self.width(), ids, &Budget::unlimited()).await?;
         Ok(reading.findings.into_infos())
     }
 
@@ -194,7 +194,7 @@ impl Reading<'_> {
             self.take(page.entries().filter(|entry| requested.contains(&entry.id)))
         });
         match looked_up.await?.open {
-            Some(Open::Refused(error)) => Err(error),
+            Some(Open::Unanswered(error)) => Err(error),
             _ => Ok(()),
         }
     }

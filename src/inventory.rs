@@ -3,7 +3,7 @@
 //! The list changes while it is read page by page. If one instance is deleted and one created between two pages, an
 //! instance that exists is on neither page, and every count is right. So one rule: an instance of the previous poll is
 //! gone only when a look-up by ID does not return it. If look-ups cannot settle that, a second walk does, unless a
-//! sample shows that the pages are wrong. The API has no filter for shards, so each shard reads every page and applies
+//! look-up finds what both walks miss: then the pages are wrong. The API has no filter for shards, so each shard reads every page and applies
 //! this rule to its own instances; totals are compared over all instances.
 
 use crate::api::{ApiError, Kind, Page};
@@ -55,11 +55,14 @@ pub async fn collect_named(
     ids: &[&str],
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
-    let (found, open) = read_ids(source, ids, &Budget::of(usize::MAX), statuses).await?;
-    if let Some(Open::Refused(error)) = open {
+    let Found { reading, unanswered, open } = read_ids(source, ids, &Budget::unlimited(), statuses).await?;
+    if let Some(Open::Unanswered(error)) = open {
         return Err(error);
     }
-    Ok(found.into_collection(0, false))
+    let Reading { inventory, totals, .. } = reading;
+    let (pages, missing) = (totals.answers, unanswered as u64);
+    // An entry without a usable ID leaves the requested one unanswered, and is counted as that.
+    Ok(Collection { inventory, pages, corrections: 0, unusable: 0, missing, fell_back: false })
 }
 
 /// Reads the whole account.
@@ -77,7 +80,7 @@ pub async fn collect_all(
     let missed = known.ids_not_in(&walked.inventory).len();
     let shows_change = history.inventory.is_none() && walked.shows_change;
     let (mut reading, fell_back) = find_missing(source, walked, known, statuses).await?;
-    if shows_change || reading.missing() > 0 {
+    if !fell_back && (shows_change || reading.missing() > 0) {
         reading = reading.merge(&read_pages(source, statuses).await?)?;
     }
     reading.check(history.short_polls)?;
@@ -93,80 +96,93 @@ async fn find_missing(
     known: &Inventory,
     statuses: &mut Statuses,
 ) -> Result<(Reading, bool), ApiError> {
-    let (reading, open) = look_up_missing(source, walked, known, statuses).await?;
-    let Some(open) = open else { return Ok((reading, false)) };
-    let missing = known.ids_not_in(&reading.inventory).len();
+    let missing = known.ids_not_in(&walked.inventory);
+    let Found { reading: mut found, mut open, .. } = look_up_missing(source, &missing, statuses).await?;
     match &open {
-        Open::OverBudget => {
-            tracing::warn!(missing, "too many instances to look up are missing: reading all pages again");
+        None => return Ok((walked.merge(&found)?, false)),
+        Some(Open::OverBudget) => {
+            tracing::warn!(
+                missing = missing.len(),
+                "too many instances to look up are missing: reading all pages again"
+            );
         }
-        Open::Refused(error) => {
-            tracing::warn!(missing, error = %error, "look-up by ID refused: reading all pages again");
+        Some(Open::Unanswered(error)) => {
+            let missing = missing.len();
+            tracing::warn!(missing, error = %error, "look-ups by ID show no more than the pages: reading all pages again");
         }
     }
-    let reading = reading.merge(&read_pages(source, statuses).await?)?;
+    let walked = walked.merge(&read_pages(source, statuses).await?)?;
+    let missing = known.ids_not_in(&walked.inventory);
+    if matches!(open, Some(Open::OverBudget)) {
+        let later = look_up_missing(source, &missing, statuses).await?;
+        found = found.merge(&later.reading)?;
+        open = later.open;
+    }
+    if open.is_some() {
+        check_hidden(&found, &walked, missing.len())?;
+    }
+    if matches!(open, Some(Open::OverBudget)) {
+        open = sample_missing(source, &missing, &walked, statuses).await?;
+    }
     match open {
-        // Another look-up would be refused again.
-        Open::Refused(error) => {
-            let missing = known.ids_not_in(&reading.inventory).len();
-            if error.kind.may_pass() && missing > known.len() / 2 {
-                return Err(error);
-            }
-            Ok((reading, true))
-        }
-        Open::OverBudget => {
-            let (reading, open) = look_up_missing(source, reading, known, statuses).await?;
-            if open.is_some() {
-                sample_missing(source, &known.ids_not_in(&reading.inventory), statuses).await?;
-            }
-            Ok((reading, true))
-        }
+        Some(Open::Unanswered(error)) if error.kind.may_pass() && missing.len() > known.len() / 2 => Err(error),
+        _ => Ok((walked.merge(&found)?, true)),
     }
 }
 
-/// Looks up the instances of `known` that `reading` does not have. Returns also why some of them remain open; `None` if
-/// none do.
+/// Looks up `missing`, unless they are too many.
 async fn look_up_missing(
     source: &impl Source<Page>,
-    reading: Reading,
-    known: &Inventory,
+    missing: &[&str],
     statuses: &mut Statuses,
-) -> Result<(Reading, Option<Open>), ApiError> {
-    let missing = known.ids_not_in(&reading.inventory);
+) -> Result<Found, ApiError> {
     if missing.len().div_ceil(batch_size(source)) > MAX_LOOKUPS {
-        return Ok((reading, Some(Open::OverBudget)));
+        let reading = Tally::of(source.shard()).into_reading(Totals::default());
+        return Ok(Found { reading, unanswered: 0, open: Some(Open::OverBudget) });
     }
-    let (found, open) = read_ids(source, &missing, &Budget::of(MAX_LOOKUPS), statuses).await?;
-    Ok((reading.merge(&found)?, open))
+    read_ids(source, missing, &Budget::of(MAX_LOOKUPS), statuses).await
 }
 
-/// Checks a sample of `missing`, which two walks missed and which are too many to look up: if the API still knows any of
-/// them, the pages are wrong.
-async fn sample_missing(source: &impl Source<Page>, missing: &[&str], statuses: &mut Statuses) -> Result<(), ApiError> {
+/// Looks up a sample of `missing`, which two walks missed and which are too many to look up. Returns why that shows
+/// nothing; `None` where it shows that they are gone.
+///
+/// # Errors
+/// When the API still knows any of them.
+async fn sample_missing(
+    source: &impl Source<Page>,
+    missing: &[&str],
+    walked: &Reading,
+    statuses: &mut Statuses,
+) -> Result<Option<Open>, ApiError> {
     let sample = fastrand::choose_multiple(missing.iter().copied(), batch_size(source));
     // "One of these does not exist" says nothing about the others, so some are looked up one by one.
-    let singly = sample.chunks(1).take(MAX_LOOKUPS - 1);
+    let singly = fastrand::choose_multiple(missing.iter(), MAX_LOOKUPS - 1).into_iter().map(std::slice::from_ref);
     for ids in std::iter::once(&*sample).chain(singly) {
-        let (found, open) = read_ids(source, ids, &Budget::of(1), statuses).await?;
-        if found.found() > 0 {
-            let detail = format!(
-                "two walks miss {} instances of the previous poll, of which look-ups by ID still find some: nothing is \
-                 published, since the pages are wrong",
-                missing.len()
-            );
-            return Err(ApiError::new(Kind::Inconsistent, detail).with_missing(missing.len() as u64));
-        }
-        let is_settled = match open {
-            None => ids.len() == sample.len(),
-            Some(Open::OverBudget) => false,
-            Some(Open::Refused(_)) => true,
-        };
-        if is_settled {
-            break;
+        let Found { reading, open, .. } = read_ids(source, ids, &Budget::of(1), statuses).await?;
+        check_hidden(&reading, walked, missing.len())?;
+        match open {
+            None if ids.len() == sample.len() => break,
+            Some(Open::Unanswered(error)) => {
+                tracing::warn!(missing = missing.len(), error = %error, "the look-up of a sample shows no more than the pages");
+                return Ok(Some(Open::Unanswered(error)));
+            }
+            _ => {}
         }
     }
-    tracing::warn!(gone = missing.len(), "two walks miss so many instances that only a sample of them was looked up");
-    Ok(())
+    tracing::warn!(missing = missing.len(), "two walks and the look-up of a sample find none of these instances");
+    Ok(None)
+}
+
+/// An instance that look-ups find and two walks miss shows that the pages are wrong, and that others may be hidden, too.
+fn check_hidden(found: &Reading, walked: &Reading, missing: usize) -> Result<(), ApiError> {
+    if found.inventory.ids_not_in(&walked.inventory).is_empty() {
+        return Ok(());
+    }
+    let detail = format!(
+        "two walks miss instances of the previous poll ({missing}), of which look-ups by ID still find some: nothing is \
+         published, since the pages are wrong"
+    );
+    Err(ApiError::new(Kind::Inconsistent, detail).with_missing(missing as u64))
 }
 
 /// What was read so far, by pages or by IDs.
@@ -179,21 +195,23 @@ struct Reading {
 }
 
 impl Reading {
-    /// Adds what `later` found.
+    /// Adds what `later` found. Of two walks, the one that counts fewer instances counts: the list may have shrunk.
     fn merge(self, later: &Self) -> Result<Self, ApiError> {
         let inventory = self.inventory.merge(&later.inventory).map_err(overflow)?;
         let others = self.others.merge(&later.others);
+        let counts = [self.totals.range, later.totals.range].into_iter().flatten();
+        let range = counts.min_by_key(|&(_, most)| most);
         let answers = self.totals.answers + later.totals.answers;
-        Ok(Self { inventory, others, totals: Totals { answers, ..self.totals }, ..self })
+        Ok(Self { inventory, others, totals: Totals { answers, range, ..self.totals }, ..self })
     }
 
     fn found(&self) -> u64 {
         (self.inventory.len() + self.others.len() + self.totals.unusable) as u64
     }
 
-    /// How many instances every page counts beyond those that were found.
+    /// How many instances a page counts beyond those that were found.
     fn missing(&self) -> u64 {
-        self.totals.range.map_or(0, |(least, _)| least.saturating_sub(self.found()))
+        self.totals.range.map_or(0, |(_, most)| most.saturating_sub(self.found()))
     }
 
     /// A list that changes can hide a few instances that no poll has seen yet. If it hides many, or hides some for long,
@@ -234,21 +252,28 @@ async fn read_pages(source: &impl Source<Page>, statuses: &mut Statuses) -> Resu
     Ok(tally.into_reading(totals))
 }
 
+/// What look-ups by ID found, and what they left open (see [`LookedUp`]).
+struct Found {
+    reading: Reading,
+    unanswered: usize,
+    open: Option<Open>,
+}
+
 /// Looks up `ids` as far as the budget goes.
 async fn read_ids(
     source: &impl Source<Page>,
     ids: &[&str],
     budget: &Budget,
     statuses: &mut Statuses,
-) -> Result<(Reading, Option<Open>), ApiError> {
+) -> Result<Found, ApiError> {
     let mut tally = Tally::of(source.shard());
     let looked_up = look_up(source, source.concurrency(), ids, budget, |page: &Page, requested: &[&str]| {
         let mut entries = page.entries().filter(|(id, _)| requested.contains(id));
         entries.try_for_each(|(id, status)| tally.sight(id, status, statuses)).map_err(overflow)
     });
-    let LookedUp { totals, open } = looked_up.await?;
+    let LookedUp { totals, unanswered, open } = looked_up.await?;
     // What a look-up counts is its own answer, not the account.
-    Ok((tally.into_reading(Totals { range: None, ..totals }), open))
+    Ok(Found { reading: tally.into_reading(Totals { range: None, ..totals }), unanswered, open })
 }
 
 /// Collects what is read, page by page.

@@ -26,7 +26,7 @@ pub trait Source<P>: Sync {
     fn concurrency(&self) -> usize;
     /// The shard whose instances to keep.
     fn shard(&self) -> Shard;
-    /// A look-up returned that many entries that were not requested.
+    /// Is told how many entries of a look-up were not requested.
     fn dropped(&self, entries: usize) {
         let _ = entries;
     }
@@ -155,18 +155,23 @@ fn misfit<P: Listing>(page: &P, number: u64, page_size: usize) -> Option<ApiErro
             "nothing is published, since instances would be missing".to_owned()
         };
         (
-            format!("{listed} entries instead of {expected}, with totalCount {total_count}: {advice}"),
+            format!("{listed} of {expected} entries expected with totalCount {total_count}: {advice}"),
             expected - listed as u64,
         )
     } else {
         let advice = "nothing is published, since the API miscounts or ignores pageNum or pageSize";
-        (format!("{listed} entries instead of {expected}, with totalCount {total_count}: {advice}"), 0)
+        (
+            format!(
+                "more entries than expected with totalCount {total_count} ({listed} instead of {expected}): {advice}"
+            ),
+            0,
+        )
     };
     Some(inconsistent::<P>(Part::Page(number), detail, request_id.as_deref(), missing))
 }
 
 fn none_usable(listed: usize) -> String {
-    format!("none of {listed} entries has a usable instanceId: check --zenlayer.api-version")
+    format!("no usable instanceId in any entry ({listed}): check --zenlayer.api-version")
 }
 
 fn inconsistent<P: Listing>(part: Part, detail: String, request_id: Option<&str>, missing: u64) -> ApiError {
@@ -199,29 +204,44 @@ pub(crate) fn overflow(overflow: Overflow) -> ApiError {
 /// How many requests may be made.
 pub(crate) struct Budget {
     spent: AtomicUsize,
-    limit: usize,
+    /// `None`: as many as it takes.
+    limit: Option<usize>,
 }
 
 impl Budget {
     pub(crate) fn of(limit: usize) -> Self {
-        Self { spent: AtomicUsize::new(0), limit }
+        Self { spent: AtomicUsize::new(0), limit: Some(limit) }
+    }
+
+    pub(crate) fn unlimited() -> Self {
+        Self { spent: AtomicUsize::new(0), limit: None }
     }
 
     /// Whether one more may be made.
     fn spend(&self) -> bool {
-        self.spent.fetch_add(1, Ordering::Relaxed) < self.limit
+        let spent = self.spent.fetch_add(1, Ordering::Relaxed);
+        self.limit.is_none_or(|limit| spent < limit)
     }
 
     /// Whether one was wanted that could not be made.
     fn is_overdrawn(&self) -> bool {
-        self.spent.load(Ordering::Relaxed) > self.limit
+        self.limit.is_some_and(|limit| self.spent.load(Ordering::Relaxed) > limit)
+    }
+
+    /// Whether to find out which ID of a look-up is the reason for such an answer. Without a limit, nothing but look-ups
+    /// can settle which IDs exist.
+    fn isolates(&self, answer: Kind) -> bool {
+        answer == Kind::NotFound
+            || self.limit.is_none() && matches!(answer, Kind::Client | Kind::Forbidden | Kind::Inconsistent)
     }
 }
 
 /// How look-ups by ID ended.
 pub(crate) struct LookedUp {
     pub(crate) totals: Totals,
-    /// Why not every ID was accounted for; `None` where each was.
+    /// IDs for which the API gives no answer, though it does for others.
+    pub(crate) unanswered: usize,
+    /// Why not every other ID was accounted for; `None` where each was.
     pub(crate) open: Option<Open>,
 }
 
@@ -229,8 +249,8 @@ pub(crate) struct LookedUp {
 pub(crate) enum Open {
     /// It would take more requests than the budget allows.
     OverBudget,
-    /// The API answered, but not with what was requested.
-    Refused(ApiError),
+    /// The API refused a look-up, or its answer does not show whether the requested IDs exist.
+    Unanswered(ApiError),
 }
 
 /// A page that the API caps would look like IDs that are gone, so no look-up is longer than a page.
@@ -256,62 +276,89 @@ pub(crate) async fn look_up<P: Listing>(
         requests.push(look_up_batch(source, batch, budget));
     }
     let mut batches = stream::iter(requests).buffer_unordered(width);
-    let (mut totals, mut refused, mut dropped) = (Totals::default(), None, 0);
+    let (mut totals, mut answered, mut isolated, mut dropped) = (Totals::default(), false, Vec::new(), 0);
+    let mut open = None;
     while let Some(batch) = batches.next().await {
-        let Batch { ids, pages, refusal } = batch?;
-        for page in &pages {
+        let batch = batch?;
+        for page in &batch.pages {
             totals.add(page.head());
-            dropped += unrequested(page, ids);
-            take(page, ids)?;
+            dropped += unrequested(page, batch.ids);
+            take(page, batch.ids)?;
         }
-        refused = refusal;
-        if refused.is_some() {
+        answered |= batch.answered;
+        isolated.extend(batch.isolated);
+        open = batch.open.map(Open::Unanswered);
+        if open.is_some() {
             break;
         }
     }
     if dropped > 0 {
         tracing::warn!(action = %P::ACTION, dropped, "look-ups by ID returned entries that were not requested");
     }
-    let over_budget = || budget.is_overdrawn().then_some(Open::OverBudget);
-    Ok(LookedUp { totals, open: refused.map(Open::Refused).or_else(over_budget) })
+    let unanswered = isolated.len();
+    if let Some(error) = isolated.pop() {
+        tracing::warn!(action = %P::ACTION, unanswered, error = %error, "the API does not answer for some IDs");
+        if !answered {
+            open = Some(Open::Unanswered(error));
+        }
+    }
+    let open = open.or_else(|| budget.is_overdrawn().then_some(Open::OverBudget));
+    Ok(LookedUp { totals, unanswered, open })
 }
 
 /// What the look-ups of one batch returned.
 struct Batch<'a, P> {
     ids: &'a [&'a str],
     pages: Vec<P>,
-    refusal: Option<ApiError>,
+    /// Whether the API said of any ID that it exists or does not.
+    answered: bool,
+    /// Why there is no answer for single IDs.
+    isolated: Vec<ApiError>,
+    /// Why the rest of the batch was given up.
+    open: Option<ApiError>,
 }
 
-/// One batch, halved for as long as the API answers that one of its IDs does not exist.
+/// One batch. Where an answer has only a part of it, the rest is requested again; where the API answers that one of its
+/// IDs does not exist, each half is.
 async fn look_up_batch<'a, P: Listing>(
     source: &impl Source<P>,
     ids: &'a [&'a str],
     budget: &Budget,
 ) -> Result<Batch<'a, P>, ApiError> {
-    let mut batch = Batch { ids, pages: Vec::new(), refusal: None };
+    let mut batch = Batch { ids, pages: Vec::new(), answered: false, isolated: Vec::new(), open: None };
     // The larger halves first: they find most where the budget does not suffice for all.
-    let mut pending = VecDeque::from([ids]);
+    let mut pending = VecDeque::from([ids.to_vec()]);
     while let Some(part) = pending.pop_front() {
         if !budget.spend() {
             break;
         }
-        match source.look_up(part).await.and_then(|page| only_requested(source, page, part)) {
-            Ok(page) => match cut_short(&page, part) {
-                None => batch.pages.push(page),
-                refusal => batch.refusal = refusal,
-            },
-            Err(error) if error.kind == Kind::NotFound => {
-                if part.len() > 1 {
-                    let (left, right) = part.split_at(part.len() / 2);
-                    pending.extend([left, right]);
+        let error = match source.look_up(&part).await {
+            Ok(page) => {
+                check_requested(source, &page, &part)?;
+                let rest = left_open(&page, &part);
+                let error = (rest.len() == part.len()).then(|| unclear(&page, &part));
+                batch.pages.push(page);
+                if error.is_none() && !rest.is_empty() {
+                    pending.push_back(rest);
                 }
+                error
             }
-            Err(error) if error.kind.is_answer() => batch.refusal = Some(error),
+            Err(error) if error.kind.is_answer() => Some(error),
             Err(error) => return Err(error),
-        }
-        if batch.refusal.is_some() {
-            break;
+        };
+        batch.answered |= error.as_ref().is_none_or(|error| error.kind == Kind::NotFound);
+        match error {
+            None => {}
+            Some(error) if !budget.isolates(error.kind) => {
+                batch.open = Some(error);
+                break;
+            }
+            Some(_) if part.len() > 1 => {
+                let (left, right) = part.split_at(part.len() / 2);
+                pending.extend([left.to_vec(), right.to_vec()]);
+            }
+            Some(error) if error.kind == Kind::NotFound => {}
+            Some(error) => batch.isolated.push(error),
         }
     }
     Ok(batch)
@@ -322,33 +369,34 @@ fn unrequested<P: Listing>(page: &P, requested: &[&str]) -> usize {
 }
 
 /// Counts entries that were not requested. An answer that has nothing else is an error.
-fn only_requested<P: Listing>(source: &impl Source<P>, page: P, requested: &[&str]) -> Result<P, ApiError> {
-    let (usable, foreign) = (page.ids().len(), unrequested(&page, requested));
-    if foreign > 0 {
-        source.dropped(foreign);
+fn check_requested<P: Listing>(source: &impl Source<P>, page: &P, requested: &[&str]) -> Result<(), ApiError> {
+    let foreign = unrequested(page, requested);
+    if foreign == 0 {
+        return Ok(());
     }
-    let detail = if usable == 0 && page.listed() > 0 {
-        none_usable(page.listed())
-    } else if foreign > 0 && foreign == usable {
-        format!(
-            "{foreign} entries, none of which was requested: nothing is published, since the API ignores instanceIds"
-        )
-    } else {
-        return Ok(page);
-    };
+    source.dropped(foreign);
+    if foreign < page.ids().len() {
+        return Ok(());
+    }
+    let advice = "nothing is published, since the API ignores instanceIds";
+    let detail = format!("only entries that were not requested ({foreign}): {advice}");
     Err(inconsistent::<P>(Part::Ids(requested.len()), detail, page.head().request_id.as_deref(), 0))
 }
 
-/// The error of an answer that has fewer entries than its own `totalCount`.
-fn cut_short<P: Listing>(page: &P, requested: &[&str]) -> Option<ApiError> {
-    let (listed, Head { total_count, request_id, .. }) = (page.listed(), page.head());
-    if *total_count <= listed as u64 {
-        return None;
+/// The requested IDs that an answer leaves out without saying, by its `totalCount`, that they do not exist.
+fn left_open<'a, P: Listing>(page: &P, requested: &[&'a str]) -> Vec<&'a str> {
+    let Head { total_count, unusable, .. } = page.head();
+    if *total_count <= page.listed() as u64 && *unusable == 0 {
+        return Vec::new();
     }
-    let advice = match listed {
-        0 => String::new(),
-        listed => format!(": if the API returns at most {listed} entries per page, set --zenlayer.page-size={listed}"),
-    };
-    let detail = format!("{listed} entries, with totalCount {total_count}{advice}");
-    Some(inconsistent::<P>(Part::Ids(requested.len()), detail, request_id.as_deref(), 0))
+    let found: Vec<_> = page.ids().collect();
+    requested.iter().copied().filter(|id| !found.contains(id)).collect()
+}
+
+/// The error of an answer that does not show whether any of the requested IDs exists.
+fn unclear<P: Listing>(page: &P, requested: &[&str]) -> ApiError {
+    let (listed, Head { total_count, request_id, .. }) = (page.listed(), page.head());
+    let detail =
+        if listed > 0 { none_usable(listed) } else { format!("no entries, though totalCount is {total_count}") };
+    inconsistent::<P>(Part::Ids(requested.len()), detail, request_id.as_deref(), 0)
 }

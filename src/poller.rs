@@ -13,13 +13,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub(crate) use self::names::Names;
-use crate::api::{ApiError, Client, Kind};
+use crate::api::{ApiError, Client, Kind, Part};
 use crate::clock::{Clock, Moment};
 use crate::config::Poll;
 use crate::exposition;
 use crate::inventory::{self, Collection, History};
 use crate::model::{Changes, Infos, Inventory, StatusSeries, Statuses};
-use crate::snapshot::{Published, Rendered, Report, Snapshot};
+use crate::snapshot::{Count, Published, Rendered, Report, Snapshot};
 use crate::telemetry::Telemetry;
 
 /// The label value of all statuses that are neither documented nor remembered.
@@ -38,6 +38,8 @@ pub(crate) struct Poller {
     taken_at: Moment,
     /// The number of polls in a row that found fewer instances than the API counts.
     short_polls: u32,
+    /// Whether to poll as a new process would: look-ups of what was known do not work.
+    forgets: bool,
     /// `None` where nothing but statuses is read.
     names: Option<Names>,
     published: Arc<Published>,
@@ -67,6 +69,7 @@ impl Poller {
             rendered: None,
             taken_at: clock.now(),
             short_polls: 0,
+            forgets: false,
             names,
             published,
             telemetry,
@@ -153,11 +156,16 @@ impl Poller {
         self.clock.now().since(self.taken_at) <= self.settings.max_staleness
     }
 
-    /// An inventory that is too old to be served is not compared with the API either: the poll then starts as that of a
-    /// new process would. So nothing that one poll found can make all later polls fail.
     fn history(&self) -> History<'_> {
-        let rendered = self.rendered.as_ref().filter(|_| self.is_fresh());
+        let rendered = self.rendered.as_ref().filter(|_| !self.forgets);
         History { inventory: rendered.map(|rendered| &*rendered.inventory), short_polls: self.short_polls }
+    }
+
+    /// If look-ups of known instances fail for so long that nothing is served any more, these are no longer looked up.
+    /// Otherwise nothing that one poll found could keep all later ones from succeeding.
+    fn is_stuck(&self, error: &ApiError) -> bool {
+        let is_about_ids = matches!(error.request, Some((_, Part::Ids(_)))) || error.kind == Kind::Deadline;
+        is_about_ids && !self.is_fresh()
     }
 
     async fn collect(&self, statuses: &mut Statuses) -> Result<Collection, ApiError> {
@@ -181,6 +189,7 @@ impl Poller {
             .as_ref()
             .map(|previous| previous.inventory.changes_to(&previous.statuses, &inventory, &statuses))
             .unwrap_or_default();
+        self.warn_of_new_statuses(&inventory, &statuses);
         self.statuses.remember(&statuses);
         let transitions = previous.as_ref().map_or_else(Vec::new, |previous| {
             let label = |statuses: &Statuses, status| self.label(statuses.name(status)).to_owned();
@@ -188,7 +197,7 @@ impl Poller {
             changes.transitions.iter().map(named).collect()
         });
         let before = previous.as_ref().map(|previous| &*previous.inventory);
-        self.warn(before, &inventory, &changes, unusable);
+        self.warn(before, &inventory, &changes, unusable, missing);
         if let Some(names) = &mut self.names {
             names.follow(before, &inventory);
         }
@@ -204,6 +213,8 @@ impl Poller {
         let instances = rendered.inventory.len();
         self.taken_at = ended;
         self.short_polls = if missing == 0 { 0 } else { self.short_polls + 1 };
+        self.forgets = false;
+        let missing = missing + unusable as u64;
         let snapshot = self.snapshot(&rendered);
         self.rendered = Some(rendered);
         self.published.update(|state| {
@@ -217,7 +228,7 @@ impl Poller {
             }
             self.telemetry.poll_ended(Ok(()), took, ended.wall);
             state.snapshot = Some(snapshot);
-            state.report = Some(Report { at: ended.wall, outcome: Ok(instances) });
+            state.report = Some(Report { at: ended.wall, outcome: Ok(Count { instances, missing }) });
         });
         tracing::info!(
             instances,
@@ -231,7 +242,8 @@ impl Poller {
         );
     }
 
-    fn report_failure(&self, error: &ApiError, ended: Moment, took: Duration) {
+    fn report_failure(&mut self, error: &ApiError, ended: Moment, took: Duration) {
+        self.forgets |= self.is_stuck(error);
         self.published.update(|state| {
             if error.kind == Kind::Inconsistent {
                 self.telemetry.missing(error.missing.into());
@@ -247,7 +259,14 @@ impl Poller {
     }
 
     /// Warns about what a successful poll found that an operator may not expect.
-    fn warn(&self, before: Option<&Inventory>, inventory: &Inventory, changes: &Changes, unusable: usize) {
+    fn warn(
+        &self,
+        before: Option<&Inventory>,
+        inventory: &Inventory,
+        changes: &Changes,
+        unusable: usize,
+        missing: u64,
+    ) {
         let had = before.map_or(0, Inventory::len);
         if changes.gone > had / 2 {
             tracing::warn!(gone = changes.gone, of = had, left = inventory.len(), "most instances are gone at once");
@@ -258,15 +277,35 @@ impl Poller {
         if inventory.is_empty() && before.is_none_or(|before| !before.is_empty()) {
             tracing::warn!("{}", self.client.settings().nothing_found());
         }
-        self.warn_of_unknown_ids(before, inventory);
+        self.warn_of_unknown_ids(before, inventory, missing);
+    }
+
+    /// A status that is not documented, or none at all, is more likely the sign of a changed API than of an instance.
+    fn warn_of_new_statuses(&self, inventory: &Inventory, statuses: &Statuses) {
+        let is_new = |name: &&str| self.statuses.find(name).is_none();
+        if !statuses.names().any(|name| is_new(&name)) {
+            return;
+        }
+        let counts = statuses.names().zip(inventory.count_by_status(statuses));
+        let new: Vec<_> = counts.filter(|(name, count)| is_new(name) && *count > 0).collect();
+        let instances: usize = new.iter().map(|(_, count)| count).sum();
+        if let Some(&(status, _)) = new.first() {
+            let statuses = new.len();
+            tracing::warn!(
+                instances,
+                statuses,
+                status,
+                "instances have an undocumented status, or none: check --zenlayer.api-version"
+            );
+        }
     }
 
     /// An id that was named and does not exist is more likely mistyped than watched for.
-    fn warn_of_unknown_ids(&self, before: Option<&Inventory>, inventory: &Inventory) {
+    fn warn_of_unknown_ids(&self, before: Option<&Inventory>, inventory: &Inventory, missing: u64) {
         let named = self.client.settings().instance_ids.as_ref().map_or(0, Vec::len);
         let is_news = before.is_none_or(|before| before.len() != inventory.len());
-        if !inventory.is_empty() && inventory.len() < named && is_news {
-            let unknown = named - inventory.len();
+        let unknown = named.saturating_sub(inventory.len() + usize::try_from(missing).unwrap_or(usize::MAX));
+        if !inventory.is_empty() && unknown > 0 && is_news {
             tracing::warn!(unknown, named, "instances of --zenlayer.instance-ids do not exist");
         }
     }

@@ -116,8 +116,16 @@ impl Snapshot {
 pub(crate) struct Report {
     /// When it ended.
     pub(crate) at: SystemTime,
-    /// How many instances there are, or what went wrong.
-    pub(crate) outcome: Result<usize, String>,
+    /// What it found, or what went wrong.
+    pub(crate) outcome: Result<Count, String>,
+}
+
+/// How many instances a successful poll found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Count {
+    pub(crate) instances: usize,
+    /// How many more there are according to the API.
+    pub(crate) missing: u64,
 }
 
 /// What polls have published so far.

@@ -21,7 +21,7 @@ use zenlayer_exporter::api::Action;
 use zenlayer_exporter::clock::Clock;
 use zenlayer_exporter::config::{Config, CredentialSource, SecretSource, Target};
 use zenlayer_exporter::model::Service;
-use zenlayer_exporter::simulator::{Describe, Fault, KEY_ID, Knobs, PASSWORD, Simulator};
+use zenlayer_exporter::simulator::{Describe, Fault, KEY_ID, Knobs, NOT_FOUND, PASSWORD, Simulator};
 
 thread_local! {
     /// What was logged on this thread: each test has one of its own, on which its exporter runs too.
@@ -216,7 +216,7 @@ async fn a_total_of_two_billion() {
 
 #[tokio::test]
 async fn pages_shorter_than_requested() {
-    let says = "page 1: 7 entries instead of 10, with totalCount 25: if the API returns at most 7 entries per page, set \
+    let says = "page 1: 7 of 10 entries expected with totalCount 25: if the API returns at most 7 entries per page, set \
                 --zenlayer.page-size=7 (requestId T";
     // A list that shrank since it was counted looks the same once, so the page is read again.
     endure(|knobs| knobs.longest_page = 7, Seen { outcome: "inconsistent", tries: 2.0, says }).await;
@@ -224,20 +224,20 @@ async fn pages_shorter_than_requested() {
 
 #[tokio::test]
 async fn pages_that_repeat_the_first() {
-    let says = "page 3: 10 entries instead of 5, with totalCount 25: nothing is published";
+    let says = "page 3: more entries than expected with totalCount 25 (10 instead of 5): nothing is published";
     // Pages 1 and 2 fit, and the third is read twice.
     endure(|knobs| knobs.repeat_first_page = true, Seen { outcome: "inconsistent", tries: 4.0, says }).await;
 }
 
 #[tokio::test]
 async fn a_total_that_is_smaller_than_what_is_listed() {
-    let says = "page 1: 10 entries instead of 3, with totalCount 3: nothing is published";
+    let says = "page 1: more entries than expected with totalCount 3 (10 instead of 3): nothing is published";
     endure(|knobs| knobs.total_count = Some(3), Seen { outcome: "inconsistent", tries: 2.0, says }).await;
 }
 
 #[tokio::test]
 async fn a_field_with_another_name() {
-    let says = "page 1: none of 10 entries has a usable instanceId: check --zenlayer.api-version (requestId T";
+    let says = "page 1: no usable instanceId in any entry (10): check --zenlayer.api-version (requestId T";
     let rename: fn(&Describe, &mut Value) = |_, payload| {
         for entry in payload["dataSet"].as_array_mut().unwrap() {
             *entry = json!({"id": entry["instanceId"], "instanceStatus": entry["instanceStatus"]});
@@ -323,7 +323,12 @@ async fn a_deleted_instance_is_gone_however_a_look_up_is_refused() {
         assert_eq!(outcome(&metrics, "success"), Some(metrics.sum("zenlayer_exporter_polls_total")), "{code}");
         let fallbacks = if falls_back { 1.0 } else { 0.0 };
         assert_eq!(metrics.value("zenlayer_exporter_poll_fallbacks_total", &[]), Some(fallbacks), "{code}");
-        assert_eq!(log().contains("look-up by ID refused: reading all pages again"), falls_back, "{}", log());
+        assert_eq!(
+            log().contains("look-ups by ID show no more than the pages: reading all pages again"),
+            falls_back,
+            "{}",
+            log()
+        );
     }
 }
 
@@ -347,19 +352,182 @@ async fn empty_pages_empty_no_account_that_look_ups_still_know() {
     for instances in [2500, 500] {
         let simulator = Simulator::start(Knobs::still(Service::Vm, instances)).await.unwrap();
         let exporter = Exporter::ready(impatient(&simulator, &[])).await;
-        simulator.set(|knobs| {
-            knobs.rewrite = Some(|request, payload| {
-                if request.instance_ids.is_empty() {
-                    *payload = json!({"totalCount": 0, "dataSet": []});
-                }
-            });
-        });
+        simulator.set(|knobs| knobs.rewrite = Some(empty_pages));
         let metrics = exporter.polls(3).await;
         assert_eq!(metrics.instances(), held(&simulator));
         // Those that a few look-ups can find are found.
         assert_eq!(metrics.value("zenlayer_up", &[]), Some(if instances == 500 { 1.0 } else { 0.0 }));
         simulator.set(|knobs| knobs.rewrite = None);
         exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    }
+}
+
+/// An API whose pages are empty while its look-ups answer, in one way or another.
+fn empty_pages(request: &Describe, payload: &mut Value) {
+    if request.instance_ids.is_empty() {
+        *payload = json!({"totalCount": 0, "dataSet": []});
+    }
+}
+
+#[tokio::test]
+async fn look_ups_that_are_cut_short_show_all_the_same_that_pages_are_wrong() {
+    // Twenty entries at a time do not suffice for 500 within the budget; the total of an account says nothing.
+    let rewrites: [(fn(&Describe, &mut Value), f64); 2] = [
+        (
+            |request, payload| {
+                empty_pages(request, payload);
+                payload["dataSet"].as_array_mut().unwrap().truncate(20);
+            },
+            0.0,
+        ),
+        (
+            |request, payload| {
+                empty_pages(request, payload);
+                if !request.instance_ids.is_empty() {
+                    payload["totalCount"] = 500.into();
+                }
+            },
+            1.0,
+        ),
+    ];
+    for (rewrite, up) in rewrites {
+        let simulator = Simulator::start(Knobs::still(Service::Vm, 500)).await.unwrap();
+        let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+        simulator.set(|knobs| knobs.rewrite = Some(rewrite));
+        let metrics = exporter.polls(3).await;
+        assert_eq!(metrics.value("zenlayer_up", &[]), Some(up));
+        assert_eq!(metrics.instances(), held(&simulator));
+        let succeeded = outcome(&metrics, "success") == Some(metrics.sum("zenlayer_exporter_polls_total"));
+        assert!(succeeded == (up > 0.0) && (succeeded || outcome(&metrics, "inconsistent") >= Some(3.0)));
+    }
+}
+
+#[tokio::test]
+async fn later_pages_that_count_less_hide_nobody() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    simulator.set(|knobs| {
+        knobs.rewrite = Some(|request, payload| {
+            if request.page_num > 1 {
+                *payload = json!({"totalCount": 0, "dataSet": []});
+            }
+        });
+    });
+    let exporter = Exporter::start(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
+    let metrics = exporter.until(|metrics| outcome(metrics, "inconsistent") >= Some(1.0)).await;
+    assert_eq!((metrics.instances().len(), metrics.value("zenlayer_up", &[])), (0, Some(0.0)));
+    assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(15.0));
+}
+
+#[tokio::test]
+async fn pages_that_stay_empty_empty_no_account() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 2500)).await.unwrap();
+    let mut config = impatient(&simulator, &[]);
+    config.poll.max_staleness = Duration::from_secs(1);
+    let exporter = Exporter::ready(config).await;
+    simulator.set(|knobs| knobs.rewrite = Some(empty_pages));
+    exporter.until(|metrics| metrics.instances().is_empty()).await;
+    let metrics = exporter.polls(5).await;
+    assert_eq!(
+        metrics.value("zenlayer_up", &[]),
+        Some(0.0),
+        "what is too old to serve still tells that pages are wrong"
+    );
+    simulator.set(|knobs| knobs.rewrite = None);
+    let metrics = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    assert_eq!(metrics.instances(), held(&simulator));
+}
+
+#[tokio::test]
+async fn look_ups_that_never_work_again_hold_up_no_poll_for_good() {
+    let others: fn(&Describe, &mut Value) = |request, payload| {
+        if !request.instance_ids.is_empty() {
+            *payload = json!({"totalCount": 1, "dataSet": [{"instanceId": "nobody", "instanceStatus": "RUNNING"}]});
+        }
+    };
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let mut config = impatient(&simulator, &[]);
+    config.poll.max_staleness = Duration::from_secs(1);
+    let exporter = Exporter::ready(config).await;
+    simulator.set(|knobs| knobs.rewrite = Some(others));
+    simulator.with_fleet(|fleet| fleet.machines.remove(7));
+    let metrics = exporter.until(|metrics| metrics.instances().len() == 24).await;
+    assert_eq!((metrics.instances(), metrics.value("zenlayer_up", &[])), (held(&simulator), Some(1.0)));
+    assert!(outcome(&metrics, "inconsistent") >= Some(1.0));
+}
+
+#[tokio::test]
+async fn a_named_instance_that_is_refused_hides_no_other() {
+    for (refusal, refused) in [((403, "FORBIDDEN"), 1.0), ((400, "INVALID_PARAMETER"), 1.0), (NOT_FOUND, 0.0)] {
+        start_log();
+        let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+        simulator.set(|knobs| knobs.missing_id = Some(refusal));
+        let ids: Vec<_> = held(&simulator).into_iter().map(|(id, _)| id).collect();
+        let named = format!("--zenlayer.instance-ids={}", ids.join(","));
+        simulator.with_fleet(|fleet| fleet.machines.remove(7));
+        let exporter = Exporter::ready(impatient(&simulator, &[&named])).await;
+        let metrics = exporter.polls(2).await;
+        assert_eq!(metrics.instances(), held(&simulator), "{refusal:?}");
+        assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(refused), "{refusal:?}");
+        assert_eq!(log().contains("the API does not answer for some IDs"), refused > 0.0, "{}", log());
+        simulator.with_fleet(|fleet| fleet.machines.clear());
+        if refused > 0.0 {
+            // An API that answers for none of them is not one whose instances are all gone.
+            exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(0.0)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn entries_without_an_id_are_missing_but_fail_no_poll() {
+    let hide: fn(&Describe, &mut Value) = |_, payload| {
+        let entries = payload["dataSet"].as_array_mut().unwrap();
+        let hidden = entries.iter_mut().filter(|entry| entry["instanceId"].as_str().unwrap().ends_with(['3', '7']));
+        hidden.for_each(|entry| entry["instanceId"] = json!(null));
+    };
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let hidden = held(&simulator).iter().filter(|(id, _)| id.ends_with(['3', '7'])).count();
+    assert!(hidden > 0);
+    let warm = Exporter::ready(impatient(&simulator, &[])).await;
+    simulator.set(|knobs| knobs.rewrite = Some(hide));
+    let fresh = Exporter::ready(impatient(&simulator, &[])).await;
+    for exporter in [warm, fresh] {
+        let metrics = exporter.polls(5).await;
+        assert_eq!((metrics.instances().len(), metrics.value("zenlayer_up", &[])), (25 - hidden, Some(1.0)));
+        assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(hidden as f64));
+        assert_eq!(outcome(&metrics, "success"), Some(metrics.sum("zenlayer_exporter_polls_total")));
+        let page = exporter.get("/").await;
+        assert!(
+            page.text().contains(&format!(r#"<p class="state warn">Polled 0s ago: {} of 25 instances."#, 25 - hidden)),
+            "{}",
+            page.text()
+        );
+    }
+}
+
+#[tokio::test]
+async fn statuses_that_nobody_knows_are_warned_of_once() {
+    for status in [json!(null), json!("ACTIVE")] {
+        start_log();
+        let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+        let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+        let warnings = || log().matches("instances have an undocumented status, or none").count();
+        exporter.polls(2).await;
+        assert_eq!(warnings(), 0, "{}", log());
+        simulator.set(|knobs| {
+            knobs.rewrite = Some(if status.is_null() {
+                |_, payload| rename_status(payload, json!(null))
+            } else {
+                |_, payload| rename_status(payload, json!("ACTIVE"))
+            });
+        });
+        exporter.polls(3).await;
+        assert_eq!(warnings(), 1, "{}", log());
+    }
+}
+
+fn rename_status(payload: &mut Value, status: Value) {
+    for entry in payload["dataSet"].as_array_mut().unwrap() {
+        entry["instanceStatus"] = status.clone();
     }
 }
 
@@ -393,7 +561,7 @@ async fn a_look_up_that_returns_others_adds_nobody() {
     let metrics = exporter.until(|metrics| outcome(metrics, "inconsistent") >= Some(1.0)).await;
     assert_eq!(metrics.instances(), before);
     assert!(metrics.value("zenlayer_exporter_unrequested_entries_total", &[]) >= Some(2.0));
-    assert!(exporter.get("/").await.text().contains("2 entries, none of which was requested"));
+    assert!(exporter.get("/").await.text().contains("only entries that were not requested (2)"));
     simulator.set(|knobs| knobs.rewrite = None);
     let metrics = exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
     assert_eq!(metrics.instances(), held(&simulator));

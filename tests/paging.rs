@@ -99,42 +99,79 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// How the API treats the requests of one poll.
-#[derive(Debug, Clone)]
-enum Behaviour {
+/// How the API answers in one poll.
+#[derive(Debug, Clone, Default)]
+struct Behaviour {
+    pages: Pages,
+    look_ups: LookUps,
+}
+
+#[derive(Debug, Clone, Default)]
+enum Pages {
+    #[default]
     Good,
     /// The list goes through a script, an event after each answer.
     Changing(Vec<Event>),
     /// No page has more entries than this.
-    CapsPages(usize),
+    Capped(usize),
     /// The `totalCount` of each page in turn is off by this.
-    Miscounts(Vec<i64>),
+    Miscounted(Vec<i64>),
     /// Every page is the first.
-    IgnoresPageNum,
-    /// Every page says that there is nothing.
-    ShowsNothing,
-    /// Look-ups return other instances than those requested: that many that exist, or one that does not.
-    AnswersWithOthers(usize),
-    /// Look-ups are refused.
-    RefusesLookUps(Kind),
+    IgnorePageNum,
+    /// The page of that number and all after it say that there is nothing.
+    EmptyFrom(u64),
     /// The page of that number fails.
-    FailsAt(u64, Kind),
+    FailAt(u64, Kind),
+}
+
+#[derive(Debug, Clone, Default)]
+enum LookUps {
+    #[default]
+    Good,
+    /// They return other instances than those requested: that many that exist, or one that does not.
+    Others(usize),
+    Refused(Kind),
+    /// No answer has more entries than this, though `totalCount` counts all.
+    Capped(usize),
+    /// Their `totalCount` is that of the account.
+    CountAccount,
+    /// Their entries have no usable ID.
+    Unusable,
+}
+
+impl From<Pages> for Behaviour {
+    fn from(pages: Pages) -> Self {
+        Self { pages, ..Self::default() }
+    }
+}
+
+impl From<LookUps> for Behaviour {
+    fn from(look_ups: LookUps) -> Self {
+        Self { look_ups, ..Self::default() }
+    }
 }
 
 fn behaviour() -> impl Strategy<Value = Behaviour> {
     let refusals = prop_oneof![Just(Kind::Forbidden), Just(Kind::Client), Just(Kind::Server), Just(Kind::Timeout)];
     let failures = prop_oneof![Just(Kind::Server), Just(Kind::Timeout), Just(Kind::RateLimit)];
-    prop_oneof![
-        4 => Just(Behaviour::Good),
-        4 => prop::collection::vec(event(), 0..60).prop_map(Behaviour::Changing),
-        1 => (1_usize..12).prop_map(Behaviour::CapsPages),
-        1 => prop::collection::vec(-20_i64..20, 1..4).prop_map(Behaviour::Miscounts),
-        1 => Just(Behaviour::IgnoresPageNum),
-        1 => Just(Behaviour::ShowsNothing),
-        1 => (0_usize..3).prop_map(Behaviour::AnswersWithOthers),
-        2 => refusals.prop_map(Behaviour::RefusesLookUps),
-        1 => (1_u64..6, failures).prop_map(|(number, kind)| Behaviour::FailsAt(number, kind)),
-    ]
+    let pages = prop_oneof![
+        4 => Just(Pages::Good),
+        4 => prop::collection::vec(event(), 0..60).prop_map(Pages::Changing),
+        1 => (1_usize..12).prop_map(Pages::Capped),
+        1 => prop::collection::vec(-20_i64..20, 1..4).prop_map(Pages::Miscounted),
+        1 => Just(Pages::IgnorePageNum),
+        2 => (1_u64..5).prop_map(Pages::EmptyFrom),
+        1 => (1_u64..6, failures).prop_map(|(number, kind)| Pages::FailAt(number, kind)),
+    ];
+    let look_ups = prop_oneof![
+        6 => Just(LookUps::Good),
+        1 => (0_usize..3).prop_map(LookUps::Others),
+        2 => refusals.prop_map(LookUps::Refused),
+        1 => (1_usize..5).prop_map(LookUps::Capped),
+        1 => Just(LookUps::CountAccount),
+        1 => Just(LookUps::Unusable),
+    ];
+    (pages, look_ups).prop_map(|(pages, look_ups)| Behaviour { pages, look_ups })
 }
 
 /// An account in memory, with an API in front of it.
@@ -218,19 +255,19 @@ impl Source<Page> for Account {
     async fn page(&self, number: u64) -> Result<Page, ApiError> {
         let turn = self.delay().await;
         let mut state = self.state.lock().unwrap();
-        let length = match self.behaviour {
-            Behaviour::CapsPages(most) => self.page_size.min(most),
+        let length = match self.behaviour.pages {
+            Pages::Capped(most) => self.page_size.min(most),
             _ => self.page_size,
         };
-        let start = match self.behaviour {
-            Behaviour::IgnoresPageNum => 0,
+        let start = match self.behaviour.pages {
+            Pages::IgnorePageNum => 0,
             _ => (usize::try_from(number).unwrap() - 1) * length,
         };
         let entries: Vec<_> = state.list.iter().skip(start).take(length).cloned().collect();
-        let total = match &self.behaviour {
-            Behaviour::FailsAt(at, kind) if *at == number => return Err(ApiError::new(*kind, "it fails")),
-            Behaviour::ShowsNothing => return Ok(page(0, &[])),
-            Behaviour::Miscounts(by) => state.list.len().saturating_add_signed(by[turn % by.len()].try_into().unwrap()),
+        let total = match &self.behaviour.pages {
+            Pages::FailAt(at, kind) if *at == number => return Err(ApiError::new(*kind, "it fails")),
+            Pages::EmptyFrom(at) if *at <= number => return Ok(page(0, &[])),
+            Pages::Miscounted(by) => state.list.len().saturating_add_signed(by[turn % by.len()].try_into().unwrap()),
             _ => state.list.len(),
         };
         if self.end_is_error && number > 1 && entries.is_empty() {
@@ -246,17 +283,24 @@ impl Source<Page> for Account {
         self.look_ups.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock().unwrap();
         let others = || state.list.iter().filter(|(id, _)| !ids.contains(&&**id));
-        let entries: Vec<_> = match self.behaviour {
-            Behaviour::RefusesLookUps(kind) => return Err(ApiError::new(kind, "not by id")),
-            Behaviour::AnswersWithOthers(0) => vec![("nobody".to_owned(), "RUNNING")],
-            Behaviour::AnswersWithOthers(count) => others().take(count).cloned().collect(),
+        let mut entries: Vec<_> = match self.behaviour.look_ups {
+            LookUps::Refused(kind) => return Err(ApiError::new(kind, "not by id")),
+            LookUps::Others(count) if count > 0 && others().next().is_some() => others().take(count).cloned().collect(),
+            LookUps::Others(_) => vec![("nobody".to_owned(), "RUNNING")],
             _ => state.list.iter().filter(|(id, _)| ids.contains(&&**id)).cloned().collect(),
         };
+        let mut total = entries.len();
         state.step();
-        if self.missing_is_error && entries.len() < ids.len() {
+        if self.missing_is_error && total < ids.len() {
             return Err(ApiError::new(Kind::NotFound, "one does not exist"));
         }
-        Ok(page(entries.len(), &entries))
+        match self.behaviour.look_ups {
+            LookUps::Capped(most) => entries.truncate(most),
+            LookUps::CountAccount => total = total.max(state.list.len()),
+            LookUps::Unusable => entries.iter_mut().for_each(|(id, _)| id.clear()),
+            _ => {}
+        }
+        Ok(page(total, &entries))
     }
 
     fn page_size(&self) -> usize {
@@ -282,7 +326,7 @@ fn account(instances: usize, page_size: usize, script: Vec<Event>) -> Account {
     let state = State { list, script: script.into_iter(), created: 0, seen: BTreeMap::new() };
     Account {
         state: state.into(),
-        behaviour: Behaviour::Good,
+        behaviour: Behaviour::default(),
         page_size,
         concurrency: 1,
         shard: Shard::WHOLE,
@@ -361,10 +405,10 @@ async fn look_ups_that_answer_not_found_do_not_add_up() {
 }
 
 /// Polls, lets the API behave so, and polls again.
-async fn poll_while(account: &mut Account, behaviour: Behaviour) -> Result<Collection, ApiError> {
+async fn poll_while(account: &mut Account, behaviour: impl Into<Behaviour>) -> Result<Collection, ApiError> {
     let mut statuses = Statuses::documented(Service::Vm);
     let before = poll(account, None, &mut statuses).await.inventory;
-    account.behaviour = behaviour;
+    account.behaviour = behaviour.into();
     let history = History { inventory: Some(&before), ..History::default() };
     collect_all(account, history, &mut statuses).await
 }
@@ -373,11 +417,11 @@ async fn poll_while(account: &mut Account, behaviour: Behaviour) -> Result<Colle
 async fn a_sample_shows_that_empty_pages_are_wrong() {
     for missing_is_error in [false, true] {
         let mut account = Account { missing_is_error, ..account(2500, 1000, Vec::new()) };
-        let error = poll_while(&mut account, Behaviour::ShowsNothing).await.unwrap_err();
+        let error = poll_while(&mut account, Pages::EmptyFrom(1)).await.unwrap_err();
         assert_eq!((error.kind, error.missing), (Kind::Inconsistent, 2500));
         assert_eq!(account.look_ups.load(Ordering::Relaxed), 1);
         assert!(
-            error.to_string().starts_with("two walks miss 2500 instances of the previous poll, of which"),
+            error.to_string().starts_with("two walks miss instances of the previous poll (2500), of which"),
             "{error}"
         );
     }
@@ -394,7 +438,7 @@ async fn a_sample_is_looked_up_singly_where_one_of_it_is_gone() {
         place += 1;
         place % 2 == 0
     });
-    account.behaviour = Behaviour::ShowsNothing;
+    account.behaviour = Pages::EmptyFrom(1).into();
     let history = History { inventory: Some(&before), ..History::default() };
     let error = collect_all(&account, history, &mut statuses).await.unwrap_err();
     assert!(error.to_string().contains("look-ups by ID still find some"), "{error}");
@@ -421,7 +465,7 @@ async fn refused_look_ups_leave_it_to_a_second_walk() {
         let mut statuses = Statuses::documented(Service::Vm);
         let before = poll(&account, None, &mut statuses).await.inventory;
         account.state.lock().unwrap().list.remove(7);
-        account.behaviour = Behaviour::RefusesLookUps(kind);
+        account.behaviour = LookUps::Refused(kind).into();
         let collection = poll(&account, Some(&before), &mut statuses).await;
         assert_eq!((collection.inventory.len(), collection.pages), (29, 6), "{kind:?}");
         assert!(collection.fell_back);
@@ -435,7 +479,7 @@ async fn a_refusal_that_may_pass_does_not_empty_an_account() {
         let mut statuses = Statuses::documented(Service::Vm);
         let before = poll(&account, None, &mut statuses).await.inventory;
         account.state.lock().unwrap().list.truncate(left);
-        account.behaviour = Behaviour::RefusesLookUps(kind);
+        account.behaviour = LookUps::Refused(kind).into();
         let history = History { inventory: Some(&before), ..History::default() };
         let found = collect_all(&account, history, &mut statuses).await.map(|collection| collection.inventory.len());
         assert_eq!(found.map_err(|error| error.kind), if goes { Ok(left) } else { Err(kind) });
@@ -450,10 +494,10 @@ async fn an_answer_with_nothing_but_others_fails_the_poll_and_some_others_do_not
     account.state.lock().unwrap().list.remove(7);
     let history = History { inventory: Some(&before), ..History::default() };
     for (count, dropped) in [(0, 1), (2, 3)] {
-        account.behaviour = Behaviour::AnswersWithOthers(count);
+        account.behaviour = LookUps::Others(count).into();
         let error = collect_all(&account, history, &mut statuses).await.unwrap_err();
         assert_eq!(error.kind, Kind::Inconsistent);
-        assert!(error.to_string().contains("none of which was requested"), "{error}");
+        assert!(error.to_string().contains("only entries that were not requested"), "{error}");
         assert_eq!(account.dropped.load(Ordering::Relaxed), dropped);
     }
 }
@@ -570,9 +614,14 @@ proptest! {
                     own(&state)
                 };
                 account.look_ups.store(0, Ordering::Relaxed);
-                let inventory = poll(&account, Some(&previous), &mut statuses).await.inventory;
+                let history = History { inventory: Some(&previous), ..History::default() };
+                let collected = collect_all(&account, history, &mut statuses).await;
                 // Beyond twenty look-ups two walks decide, and an instance can be unlucky twice.
                 let all_asked_for = account.look_ups.load(Ordering::Relaxed) < 20;
+                let Ok(Collection { inventory, .. }) = collected else {
+                    prop_assert!(!all_asked_for, "{:?}", collected);
+                    continue;
+                };
                 let state = account.state.lock().unwrap();
                 let at_end = own(&state);
                 let known = names(&previous);
@@ -612,7 +661,7 @@ proptest! {
         let mut account = Account { concurrency, missing_is_error, end_is_error, ..account };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut exporter = Memory { statuses: Statuses::documented(Service::Vm), inventory: None, short_polls: 0 };
-        let good = (Behaviour::Good, Vec::new());
+        let good = (Behaviour::default(), Vec::new());
         let last = polls.len() + 1;
         for (number, (behaviour, events)) in polls.into_iter().chain([good.clone(), good]).enumerate() {
             {
@@ -622,10 +671,11 @@ proptest! {
                 }
                 state.seen.clear();
                 state.note();
-                let script = if let Behaviour::Changing(script) = &behaviour { script.clone() } else { Vec::new() };
+                let script = if let Pages::Changing(script) = &behaviour.pages { script.clone() } else { Vec::new() };
                 state.script = script.into_iter();
             }
             account.behaviour = behaviour.clone();
+            account.look_ups.store(0, Ordering::Relaxed);
             let at_start = account.state.lock().unwrap().list.clone();
             let outcome = runtime.block_on(exporter.poll(&account));
             let state = account.state.lock().unwrap();
@@ -641,9 +691,15 @@ proptest! {
             let is_there = |id: &String| found.iter().any(|(found, _)| found == id);
             let throughout = at_start.iter().filter(|(id, _)| state.list.iter().any(|(at_end, _)| at_end == id));
             for (id, _) in throughout {
-                // What pages do not show and nobody knew of cannot be found.
-                let is_hidden = matches!(behaviour, Behaviour::ShowsNothing | Behaviour::Changing(_)) && !known.contains(id);
-                prop_assert!(is_there(id) || is_hidden, "{} was there throughout {:?}", id, behaviour);
+                // What the pages do not show can be found only if it was known, and look-ups show it.
+                let is_shown = !matches!(behaviour.pages, Pages::EmptyFrom(_) | Pages::Changing(_));
+                let is_found = known.contains(id) && !matches!(behaviour.look_ups, LookUps::Refused(_) | LookUps::Unusable);
+                // Twenty look-ups after each walk, and then as many of a sample: more decide nothing.
+                let is_over_budget = missing_is_error && account.look_ups.load(Ordering::Relaxed) >= 20;
+                prop_assert!(
+                    is_there(id) || !is_shown && (!is_found || is_over_budget),
+                    "{} was there throughout {:?}", id, behaviour
+                );
             }
         }
     }

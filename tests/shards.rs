@@ -163,7 +163,7 @@ async fn shards_take_accounts_that_are_too_large_for_one() {
     for (total, says) in [
         ("2", "the API counts 5000000 instances, more than the 4000000 that many shards take: spread them over more"),
         // The simulated API has not so many: what matters is that it was asked for the other pages.
-        ("3", ": 0 entries instead of 10, with totalCount 5000000"),
+        ("3", ": 0 of 10 entries expected with totalCount 5000000"),
     ] {
         let total = format!("--total-shards={total}");
         let exporter = Exporter::start(config(&simulator, &["--zenlayer.page-size=10", "--shard=1", &total])).await;

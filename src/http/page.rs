@@ -12,7 +12,7 @@ use base64::prelude::BASE64_STANDARD;
 use ring::digest;
 
 use crate::model::Infos;
-use crate::snapshot::{Rendered, Report};
+use crate::snapshot::{Count, Rendered, Report};
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/update.js");
@@ -74,7 +74,7 @@ pub(super) fn render(view: &View<'_>) -> String {
     state(&mut page, view);
     if let Some(snapshot) = view.served {
         counts(&mut page, snapshot);
-        others(&mut page, snapshot, view.infos);
+        others(&mut page, snapshot, view);
     }
     let metrics = escape(view.telemetry_path);
     page.extend([
@@ -93,8 +93,17 @@ fn state(page: &mut String, view: &View<'_>) {
     let too_old = format!("Data too old to show: the last successful poll was {age} ago.");
     let (class, text, cause) = match (view.report.map(|report| &report.outcome), view.served) {
         (None, _) => ("warn", "The first poll is in progress.".to_owned(), None),
-        (Some(Ok(0)), Some(_)) => ("warn", format!("{} Polled {age} ago.", with_code(&view.about.nothing_found)), None),
-        (Some(Ok(instances)), Some(_)) => ("good", format!("{instances} instances, polled {age} ago."), None),
+        (Some(Ok(count)), Some(_)) if count.missing > 0 => {
+            let Count { instances, missing } = count;
+            let text = format!("Polled {age} ago: {instances} of {} instances.", *instances as u64 + missing);
+            ("warn", format!("{text} The other {missing} are missing from the API's answers: see the log."), None)
+        }
+        (Some(Ok(Count { instances: 0, .. })), Some(_)) => {
+            ("warn", format!("{} Polled {age} ago.", with_code(&view.about.nothing_found)), None)
+        }
+        (Some(Ok(Count { instances, .. })), Some(_)) => {
+            ("good", format!("{instances} instances, polled {age} ago."), None)
+        }
         (Some(Ok(_)), None) => ("bad", format!("{too_old} The poll loop has stopped."), None),
         (Some(Err(error)), Some(_)) => {
             ("warn", format!("The last poll failed. The data below is {age} old."), Some(error))
@@ -126,20 +135,25 @@ fn counts(page: &mut String, snapshot: &Rendered) {
     page.push_str("</table>\n");
 }
 
-fn others(page: &mut String, snapshot: &Rendered, infos: Option<&Infos>) {
+fn others(page: &mut String, snapshot: &Rendered, view: &View<'_>) {
     let is_other = |name: &str| name != RUNNING;
     let others = || snapshot.inventory.iter().filter(|instance| is_other(snapshot.statuses.name(instance.status)));
     let count = others().count();
     if count == 0 {
-        // Nothing is no reason to be at ease.
-        page.push_str(if snapshot.inventory.is_empty() { "" } else { "<h2>Every instance is RUNNING</h2>\n" });
+        let is_complete =
+            view.report.is_some_and(|report| report.outcome.as_ref().is_ok_and(|count| count.missing == 0));
+        // A page without instances is no reason to be at ease.
+        if !snapshot.inventory.is_empty() {
+            let shown = if is_complete { "" } else { " shown" };
+            let _ = writeln!(page, "<h2>Every instance{shown} is RUNNING</h2>");
+        }
         return;
     }
     let _ = writeln!(page, "<h2>{count} not RUNNING</h2>\n<table id=\"others\">");
     for instance in others().take(MOST_LISTED) {
         let status = shown_status(snapshot.statuses.name(instance.status));
         page.extend(["<tr><td>", &foreign(instance.id), "</td>"]);
-        if let Some(infos) = infos {
+        if let Some(infos) = view.infos {
             let (name, zone) = infos.find(instance.id).map_or(("", ""), |info| (info.name, info.zone()));
             page.extend(["<td>", &foreign(name), "</td><td>", &foreign(zone), "</td>"]);
         }
@@ -204,7 +218,8 @@ mod tests {
             interval: Duration::from_secs(30),
         };
         let at = SystemTime::UNIX_EPOCH;
-        let report = outcome.map(|outcome| Report { at, outcome: outcome.map_err(str::to_owned) });
+        let count = |instances| Count { instances, missing: instances as u64 / 100 };
+        let report = outcome.map(|outcome| Report { at, outcome: outcome.map(count).map_err(str::to_owned) });
         render(&View {
             about: &about,
             report: report.as_ref(),
@@ -234,6 +249,11 @@ mod tests {
         let one = snapshot(&[("a", "RUNNING")]);
         assert!(page(None, None).contains(r#"<p class="state warn">The first poll is in progress.</p>"#));
         assert!(page(Some(Ok(1)), Some(&one)).contains(r#"<p class="state good">1 instances, polled 1m 5s ago.</p>"#));
+        let short = page(Some(Ok(200)), Some(&one));
+        let missing =
+            "Polled 1m 5s ago: 200 of 202 instances. The other 2 are missing from the API's answers: see the log.";
+        assert!(short.contains("<h2>Every instance shown is RUNNING</h2>"), "{short}");
+        assert!(short.contains(&format!(r#"<p class="state warn">{missing}</p>"#)), "{short}");
         let nothing = page(Some(Ok(0)), Some(&snapshot(&[])));
         let advice =
             r#"<p class="state warn">No instances found. Try <code>--x=&lt;y&gt;</code>. Polled 1m 5s ago.</p>"#;
