@@ -202,7 +202,7 @@ impl Reading<'_> {
     /// A list that changes hides a few instances from a walk, which the next shows. Where many are missing, paging does
     /// not work, which must not pass for a success.
     fn into_infos(self, totals: Totals) -> Result<Infos, ApiError> {
-        let total = totals.range.map_or(0, |(least, _)| least);
+        let total = totals.range.map_or(0, |(_, most)| most);
         if totals.unusable > 0 {
             tracing::warn!(
                 entries = totals.unusable,

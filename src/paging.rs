@@ -287,8 +287,11 @@ pub(crate) async fn look_up<P: Listing>(
         }
         answered |= batch.answered;
         isolated.extend(batch.isolated);
-        open = batch.open.map(Open::Unanswered);
-        if open.is_some() {
+        let Some(error) = batch.open else { continue };
+        // What may pass was tried several times, and each other batch would take as long.
+        let is_last = error.kind.may_pass();
+        open = Some(Open::Unanswered(error));
+        if is_last {
             break;
         }
     }

@@ -53,6 +53,9 @@ fn log() -> String {
     LOG.with_borrow(|log| String::from_utf8(log.clone()).unwrap())
 }
 
+/// Changes an answer of the simulator.
+type Rewrite = fn(&Describe, &mut Value);
+
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn impatient(simulator: &Simulator, flags: &[&str]) -> Config {
@@ -238,7 +241,7 @@ async fn a_total_that_is_smaller_than_what_is_listed() {
 #[tokio::test]
 async fn a_field_with_another_name() {
     let says = "page 1: no usable instanceId in any entry (10): check --zenlayer.api-version (requestId T";
-    let rename: fn(&Describe, &mut Value) = |_, payload| {
+    let rename: Rewrite = |_, payload| {
         for entry in payload["dataSet"].as_array_mut().unwrap() {
             *entry = json!({"id": entry["instanceId"], "instanceStatus": entry["instanceStatus"]});
         }
@@ -281,7 +284,7 @@ async fn an_instance_listed_twice_is_tolerated_for_two_polls() {
 
 #[tokio::test]
 async fn a_walk_goes_on_where_a_later_page_counts_more() {
-    let rewrites: [fn(&Describe, &mut Value); 2] = [
+    let rewrites: [Rewrite; 2] = [
         |request, payload| {
             if request.page_num == 1 {
                 payload["totalCount"] = 15.into();
@@ -372,7 +375,7 @@ fn empty_pages(request: &Describe, payload: &mut Value) {
 #[tokio::test]
 async fn look_ups_that_are_cut_short_show_all_the_same_that_pages_are_wrong() {
     // Twenty entries at a time do not suffice for 500 within the budget; the total of an account says nothing.
-    let rewrites: [(fn(&Describe, &mut Value), f64); 2] = [
+    let rewrites: [(Rewrite, f64); 2] = [
         (
             |request, payload| {
                 empty_pages(request, payload);
@@ -439,7 +442,7 @@ async fn pages_that_stay_empty_empty_no_account() {
 
 #[tokio::test]
 async fn look_ups_that_never_work_again_hold_up_no_poll_for_good() {
-    let others: fn(&Describe, &mut Value) = |request, payload| {
+    let others: Rewrite = |request, payload| {
         if !request.instance_ids.is_empty() {
             *payload = json!({"totalCount": 1, "dataSet": [{"instanceId": "nobody", "instanceStatus": "RUNNING"}]});
         }
@@ -479,21 +482,24 @@ async fn a_named_instance_that_is_refused_hides_no_other() {
 
 #[tokio::test]
 async fn entries_without_an_id_are_missing_but_fail_no_poll() {
-    let hide: fn(&Describe, &mut Value) = |_, payload| {
+    let hide: Rewrite = |_, payload| {
         let entries = payload["dataSet"].as_array_mut().unwrap();
         let hidden = entries.iter_mut().filter(|entry| entry["instanceId"].as_str().unwrap().ends_with(['3', '7']));
         hidden.for_each(|entry| entry["instanceId"] = json!(null));
     };
     let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
     let hidden = held(&simulator).iter().filter(|(id, _)| id.ends_with(['3', '7'])).count();
+    let missing = u32::try_from(hidden).unwrap().into();
     assert!(hidden > 0);
+    let ids: Vec<_> = held(&simulator).into_iter().map(|(id, _)| id).collect();
     let warm = Exporter::ready(impatient(&simulator, &[])).await;
     simulator.set(|knobs| knobs.rewrite = Some(hide));
     let fresh = Exporter::ready(impatient(&simulator, &[])).await;
-    for exporter in [warm, fresh] {
+    let named = Exporter::ready(impatient(&simulator, &[&format!("--zenlayer.instance-ids={}", ids.join(","))])).await;
+    for exporter in [warm, fresh, named] {
         let metrics = exporter.polls(5).await;
         assert_eq!((metrics.instances().len(), metrics.value("zenlayer_up", &[])), (25 - hidden, Some(1.0)));
-        assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(hidden as f64));
+        assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(missing));
         assert_eq!(outcome(&metrics, "success"), Some(metrics.sum("zenlayer_exporter_polls_total")));
         let page = exporter.get("/").await;
         assert!(
@@ -515,9 +521,9 @@ async fn statuses_that_nobody_knows_are_warned_of_once() {
         assert_eq!(warnings(), 0, "{}", log());
         simulator.set(|knobs| {
             knobs.rewrite = Some(if status.is_null() {
-                |_, payload| rename_status(payload, json!(null))
+                |_, payload| rename_status(payload, &json!(null))
             } else {
-                |_, payload| rename_status(payload, json!("ACTIVE"))
+                |_, payload| rename_status(payload, &json!("ACTIVE"))
             });
         });
         exporter.polls(3).await;
@@ -525,7 +531,7 @@ async fn statuses_that_nobody_knows_are_warned_of_once() {
     }
 }
 
-fn rename_status(payload: &mut Value, status: Value) {
+fn rename_status(payload: &mut Value, status: &Value) {
     for entry in payload["dataSet"].as_array_mut().unwrap() {
         entry["instanceStatus"] = status.clone();
     }
