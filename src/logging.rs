@@ -7,7 +7,7 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::panic;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -86,6 +86,17 @@ impl LogWriter {
         let queue = self.lock();
         // Lines that are left then are lost with the process.
         let _ = self.changed.wait_timeout_while(queue, patience, |queue| queue.bytes > 0);
+    }
+
+    /// Runs `work`, then flushes, also if `work` panics: the panic is the line that must not be lost.
+    ///
+    /// # Errors
+    /// When `work` panicked.
+    pub fn flush_after<T>(&self, patience: Duration, work: impl FnOnce() -> T) -> thread::Result<T> {
+        // Nobody sees what a panic left half changed: the caller is about to exit.
+        let result = panic::catch_unwind(AssertUnwindSafe(work));
+        self.flush(patience);
+        result
     }
 
     /// How many lines were dropped, as a metric.
@@ -223,6 +234,37 @@ mod tests {
         log.print("nobody reads this");
         log.flush(Duration::from_mins(1));
         assert_eq!(log.dropped().get(), 8, "a line that cannot be written");
+    }
+
+    /// Keeps what is written to it, but slowly.
+    #[derive(Clone, Default)]
+    struct Slow(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Slow {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            thread::sleep(Duration::from_millis(20));
+            self.0.lock().unwrap().extend_from_slice(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_last_lines_are_written_however_the_work_ends() {
+        for panics in [false, true] {
+            let output = Slow::default();
+            let log = LogWriter::start(output.clone());
+            let result = log.flush_after(Duration::from_mins(1), || {
+                log.print("first");
+                log.print("last");
+                assert!(!panics, "as it was told");
+            });
+            assert_eq!(result.is_err(), panics);
+            assert_eq!(*output.0.lock().unwrap(), b"first\nlast\n", "panics: {panics}");
+        }
     }
 
     /// Takes one byte at a time, and that not always.

@@ -4,6 +4,7 @@
 //! answer is made.
 
 use std::io::{self, Write};
+use std::mem::ManuallyDrop;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use zenlayer_exporter::config::{Command, Config, ListenAddress, Refusal, Web};
 use zenlayer_exporter::logging::LogWriter;
@@ -38,20 +40,36 @@ const IGNORED: [(&str, SignalKind); 5] = [
 
 fn main() -> ExitCode {
     let log = LogWriter::start(io::stderr());
-    let code = run(&log);
-    log.flush(FLUSH_TIMEOUT);
-    code
+    // The panic hook logged what went wrong.
+    log.flush_after(FLUSH_TIMEOUT, || run(&log)).unwrap_or(ExitCode::FAILURE)
 }
 
 fn run(log: &Arc<LogWriter>) -> ExitCode {
-    match Command::read(std::env::args_os().skip(1), &std::env::vars_os().collect()) {
-        Ok(command) => start(log, command),
+    let runtime = match runtime() {
+        // Dropping it, as a panic would, waits for name look-ups and files, which may never end.
+        Ok(runtime) => ManuallyDrop::new(runtime),
+        Err(error) => return exit_code(log, Err(format!("cannot start the async runtime: {error}"))),
+    };
+    // Before the settings are read, which can take long: a signal must not kill a process that is starting.
+    let signals = {
+        let _context = runtime.enter();
+        Signals::handle()
+    };
+    let code = match Command::read(std::env::args_os().skip(1), &std::env::vars_os().collect()) {
+        Ok(command) => exit_code(log, runtime.block_on(execute(log, signals, command))),
         Err(Refusal::Asked(help)) => exit_code(log, printed(help.print())),
         Err(Refusal::Mistakes(mistakes)) => {
             log.print(&format!("zenlayer-exporter: invalid settings:\n{mistakes}"));
             ExitCode::from(BAD_SETTING)
         }
-    }
+    };
+    ManuallyDrop::into_inner(runtime).shutdown_background();
+    code
+}
+
+fn runtime() -> io::Result<Runtime> {
+    let threads = std::thread::available_parallelism().map_or(MAX_THREADS, |cores| cores.get().min(MAX_THREADS));
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 
 fn exit_code(log: &LogWriter, result: Result<(), String>) -> ExitCode {
@@ -81,37 +99,23 @@ fn printed(result: io::Result<()>) -> Result<(), String> {
     }
 }
 
-fn start(log: &Arc<LogWriter>, command: Command) -> ExitCode {
-    let threads = std::thread::available_parallelism().map_or(MAX_THREADS, |cores| cores.get().min(MAX_THREADS));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    let result = match runtime {
-        Ok(runtime) => {
-            let result = runtime.block_on(execute(log, command));
-            // A name look-up that never ends would otherwise hold up the exit.
-            runtime.shutdown_background();
-            result
-        }
-        Err(error) => Err(format!("the runtime cannot start: {error}")),
-    };
-    exit_code(log, result)
-}
-
-async fn execute(log: &Arc<LogWriter>, command: Command) -> Result<(), String> {
+async fn execute(log: &Arc<LogWriter>, signals: io::Result<Signals>, command: Command) -> Result<(), String> {
+    if let Command::Serve(config) | Command::Once(config) | Command::Check(config) = &command {
+        log.subscribe(config.log);
+    }
+    let mut signals = signals.map_err(|error| format!("cannot handle signals: {error}"))?;
+    signals.log_ignored();
     match command {
-        Command::Serve(config) => serve(log, config).await,
-        Command::Once(config) => once(log, config).await,
-        Command::Check(config) => check(log, config).await,
-        Command::Healthcheck(web) => healthcheck(&web).await,
+        Command::Serve(config) => serve(log, signals, config).await,
+        Command::Once(config) => signals.run_unless_stopped(once(config)).await,
+        Command::Check(config) => signals.run_unless_stopped(check(config)).await,
+        Command::Healthcheck(web) => signals.run_unless_stopped(healthcheck(web)).await,
     }
 }
 
-async fn serve(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
-    log.subscribe(config.log);
-    // First of all: a signal must not kill a process that is starting.
-    let cannot_handle = |error| format!("cannot handle signals: {error}");
-    ignore_signals().map_err(cannot_handle)?;
-    let reload = reload_signal(config.web_config.is_some()).map_err(cannot_handle)?;
-    let mut shutdown = Box::pin(shutdown_signal().map_err(cannot_handle)?);
+async fn serve(log: &Arc<LogWriter>, signals: Signals, config: Config) -> Result<(), String> {
+    let mut shutdown = Box::pin(shutdown(signals.stop));
+    let reload = reload_requests(signals.hangups, config.web_config.is_some());
     let listeners = tokio::select! {
         listeners = listen(&config.web.listen) => listeners?,
         // Looking up a host name can take long.
@@ -138,15 +142,13 @@ async fn listen(addresses: &[ListenAddress]) -> Result<Vec<TcpListener>, String>
     Ok(listeners)
 }
 
-async fn once(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
-    log.subscribe(config.log);
+async fn once(config: Config) -> Result<(), String> {
     let (text, outcome) = zenlayer_exporter::once(&config).await.map_err(|error| error.to_string())?;
     print(&text)?;
     outcome.map_err(|error| error.to_string())
 }
 
-async fn check(log: &Arc<LogWriter>, config: Config) -> Result<(), String> {
-    log.subscribe(config.log);
+async fn check(config: Config) -> Result<(), String> {
     let Checked { known, hint } = zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())?;
     let mut said = match known {
         Known::All(instances) => format!("the settings are right, and the API counts {instances} instances\n"),
@@ -171,7 +173,7 @@ fn in_words(missing: &[String]) -> String {
     }
 }
 
-async fn healthcheck(web: &Web) -> Result<(), String> {
+async fn healthcheck(web: Web) -> Result<(), String> {
     for address in &web.listen {
         http::probe::healthcheck(address).await.map_err(|error| error.to_string())?;
     }
@@ -205,55 +207,88 @@ fn announce(config: &Config, listeners: &[TcpListener]) {
     }
 }
 
-/// Logs these signals, and which to send instead.
-fn ignore_signals() -> io::Result<()> {
-    for (name, kind) in IGNORED {
-        let mut signals = signal(kind)?;
-        tokio::spawn(async move {
-            while signals.recv().await.is_some() {
-                tracing::warn!(signal = name, "signal ignored: send SIGTERM to stop, SIGHUP to reload");
-            }
-        });
+/// The signals that have an effect. Those that come before anything waits for them are kept.
+struct Signals {
+    stop: Stop,
+    hangups: Signal,
+    ignored: Vec<(&'static str, Signal)>,
+}
+
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From here on none of them kills the process.
+    fn handle() -> io::Result<Self> {
+        let ignored = IGNORED.iter().map(|&(name, kind)| Ok((name, signal(kind)?)));
+        Ok(Self {
+            stop: Stop { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? },
+            hangups: signal(SignalKind::hangup())?,
+            ignored: ignored.collect::<io::Result<_>>()?,
+        })
     }
-    Ok(())
+
+    /// Logs the signals that have no other effect, and which to send instead.
+    fn log_ignored(&mut self) {
+        for (name, mut signals) in self.ignored.drain(..) {
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() {
+                    tracing::warn!(signal = name, "signal ignored: send SIGTERM to stop, SIGHUP to reload");
+                }
+            });
+        }
+    }
+
+    /// Runs a command that ends by itself, unless a signal ends it first.
+    async fn run_unless_stopped(mut self, command: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+        let name = tokio::select! {
+            result = command => return result,
+            name = self.stop.signal() => name,
+            _ = self.hangups.recv() => "SIGHUP",
+        };
+        Err(format!("interrupted by {name}"))
+    }
+}
+
+impl Stop {
+    async fn signal(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Resolves at the first signal that stops the server.
+async fn shutdown(mut stop: Stop) {
+    let name = stop.signal().await;
+    tracing::info!(signal = name, "shutting down, waiting up to 5s for open requests");
+    notify(NotifyState::Stopping);
 }
 
 /// Changes at every SIGHUP.
-fn reload_signal(has_web_config: bool) -> io::Result<watch::Receiver<()>> {
-    let mut hangups = signal(SignalKind::hangup())?;
+fn reload_requests(mut hangups: Signal, has_web_config: bool) -> watch::Receiver<()> {
     let files = if has_web_config { "the web config and the secrets" } else { "the secrets, there is no web config" };
-    let (ask, asked) = watch::channel(());
+    let (request, requested) = watch::channel(());
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
             tracing::info!(signal = "SIGHUP", "rereading {files}");
-            ask.send_replace(());
+            request.send_replace(());
         }
     });
-    Ok(asked)
+    requested
 }
 
-/// Resolves at the first SIGTERM or SIGINT.
-fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        tracing::info!(signal = name, "stopping: open requests have 5s to end");
-        notify(NotifyState::Stopping);
-    })
-}
-
-/// Tells systemd, where it started this process as `Type=notify`.
+/// Notifies systemd if it started this process as `Type=notify`.
 fn notify(state: NotifyState) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::warn!(%error, "the service manager cannot be told");
+        tracing::warn!(%error, "cannot notify systemd");
     }
 }
 
-/// The unit's `WatchdogSec=`: it must hear from this process twice as often.
+/// Notifies systemd twice per `WatchdogSec=` of the unit.
 fn watchdog() -> Option<Watchdog> {
     let every = sd_notify::watchdog_enabled()? / 2;
     Some(Watchdog { every, pat: Box::new(|| notify(NotifyState::Watchdog)) })

@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Write};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use common::web::{basic, hash};
 use common::{Metrics, PATIENCE, request};
 use hyper::Method;
+use tempfile::TempDir;
 use zenlayer_exporter::config;
 use zenlayer_exporter::logging::LogWriter;
 use zenlayer_exporter::model::Service;
@@ -63,7 +64,7 @@ fn full_disk() -> Stdio {
 struct Log(Receiver<String>);
 
 impl Log {
-    fn read(pipe: PipeReader) -> Self {
+    fn read(pipe: impl Read + Send + 'static) -> Self {
         let (line, lines) = mpsc::sync_channel(0);
         thread::spawn(move || BufReader::new(pipe).lines().try_for_each(|read| line.send(read.unwrap())));
         Self(lines)
@@ -235,9 +236,8 @@ fn a_panic_is_a_line_of_the_log() {
     if std::env::var_os(IS_CHILD).is_some() {
         let log = LogWriter::start(io::stderr());
         log.subscribe(config::Log { level: tracing::Level::ERROR, json: false });
-        thread::spawn(|| panic!("out of {}", "cheese")).join().unwrap_err();
-        log.flush(PATIENCE);
-        return;
+        log.flush_after(PATIENCE, || panic!("out of {}", "cheese")).unwrap_err();
+        std::process::exit(0);
     }
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "a_panic_is_a_line_of_the_log", "--nocapture"])
@@ -314,6 +314,79 @@ async fn a_signal_that_means_nothing_is_logged_and_kills_nothing() {
         assert_eq!(request(running.address, Method::GET, "/healthz", &[]).await.status, 200, "{name}");
     }
     assert_eq!(running.stop(), Some(0));
+}
+
+/// A process that reads its settings, and goes on when the guard is dropped.
+fn starting(args: &[&str]) -> (Child, StartingUp, Log) {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    assert!(Command::new("mkfifo").arg(&token).status().unwrap().success());
+    let flag = format!("--zenlayer.token-file={}", token.display());
+    // Nothing listens there: what becomes of the polls does not matter.
+    let args = [&["--zenlayer.endpoint=http://127.0.0.1:1", LISTEN, &flag], args].concat();
+    let mut child = exporter(&args).stderr(Stdio::piped()).spawn().unwrap();
+    // Returns once the process has opened it too.
+    let fifo = File::options().write(true).open(&token).unwrap();
+    let log = Log::read(child.stderr.take().unwrap());
+    (child, StartingUp { fifo, folder }, log)
+}
+
+/// Holds up a process by a token file that has no end yet.
+struct StartingUp {
+    fifo: File,
+    folder: TempDir,
+}
+
+impl StartingUp {
+    /// Lets it read the token. Returns the folder with the file, which polls read again.
+    fn finish(mut self) -> TempDir {
+        let new = self.folder.path().join("new");
+        fs::write(&new, TOKEN).unwrap();
+        fs::rename(new, self.folder.path().join("token")).unwrap();
+        self.fifo.write_all(TOKEN.as_bytes()).unwrap();
+        self.folder
+    }
+}
+
+fn kill(child: &Child, signal: &str) {
+    let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+#[test]
+fn a_signal_while_the_settings_are_read_has_its_effect() {
+    let (mut child, starting_up, log) = starting(&[]);
+    let signals = ["HUP", "QUIT", "USR1", "USR2", "ALRM", "IO"];
+    for signal in signals {
+        kill(&child, signal);
+    }
+    let _folder = starting_up.finish();
+    let lines = signals.map(|_| log.until(&["signal=SIG"])).join("\n");
+    for signal in signals {
+        assert!(lines.contains(&format!("signal=SIG{signal}")), "{signal}: {lines}");
+    }
+    kill(&child, "TERM");
+    log.until(&["signal=SIGTERM"]);
+    drop(log);
+    assert_eq!(wait(&mut child).code(), Some(0));
+}
+
+#[test]
+fn a_signal_to_stop_while_the_settings_are_read_is_obeyed_afterwards() {
+    for (args, signal, code, line) in [
+        (&[][..], "TERM", 0, "signal=SIGTERM"),
+        (&[], "INT", 0, "signal=SIGINT"),
+        (&["--once"], "TERM", 1, "zenlayer-exporter: interrupted by SIGTERM"),
+        (&["--once"], "INT", 1, "zenlayer-exporter: interrupted by SIGINT"),
+        (&["--config.check"], "HUP", 1, "zenlayer-exporter: interrupted by SIGHUP"),
+    ] {
+        let (mut child, starting_up, log) = starting(args);
+        kill(&child, signal);
+        let _folder = starting_up.finish();
+        log.until(&[line]);
+        drop(log);
+        assert_eq!(wait(&mut child).code(), Some(code), "{args:?} {signal}");
+    }
 }
 
 /// What a command exits with, and whether it writes to standard output.
