@@ -6,10 +6,11 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, CommandFactory, Parser};
 
 use super::environment::{Environment, advice, closest, variable_of};
-use super::{Flags, Refusal, invalid};
+use super::{Flags, Mistakes, Refusal, invalid};
 use crate::secret::trimmed;
 
 /// Dashes, with those that a word processor makes of them.
@@ -37,8 +38,16 @@ pub(super) fn read(arguments: impl IntoIterator<Item = OsString>, environment: &
     };
     reader.command_line(arguments);
     let by_variable = reader.variables(environment);
-    let flags = Flags::try_parse_from(reader.accepted).map_err(Refusal::Asked)?;
+    let flags = Flags::try_parse_from(reader.accepted).map_err(refusal)?;
     Ok(Given { flags, by_variable, mistakes: reader.mistakes })
+}
+
+/// Only help and the version are answers; anything else is a mistake, of which nothing is quoted.
+fn refusal(error: clap::Error) -> Refusal {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refusal::Asked(error),
+        kind => Refusal::Mistakes(Mistakes(vec![format!("invalid command line: {kind}: see --help for the flags")])),
+    }
 }
 
 /// The names of all flags, without their dashes.
@@ -173,5 +182,23 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
         "true" | "yes" | "on" | "1" => Some(true),
         "false" | "no" | "off" | "0" => Some(false),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_help_and_version_are_not_mistakes() {
+        let kind_of = |argument: &str| refusal(Flags::try_parse_from(["zenlayer-exporter", argument]).unwrap_err());
+        for argument in ["--help", "--version"] {
+            assert!(matches!(kind_of(argument), Refusal::Asked(_)), "{argument}");
+        }
+        for argument in ["--frobnicate=hush", "hush", "--once=hush", "--poll.timeout"] {
+            let Refusal::Mistakes(Mistakes(mistakes)) = kind_of(argument) else { panic!("{argument} is no mistake") };
+            assert!(mistakes[0].starts_with("invalid command line: "), "{mistakes:?}");
+            assert!(!mistakes[0].contains("hush"), "{mistakes:?}");
+        }
     }
 }
