@@ -137,6 +137,14 @@ pub enum SecretFileError {
         /// Why.
         source: std::io::Error,
     },
+    /// There is no such file, so that what was given as its path may be the secret itself.
+    #[error("expected the path of a file, not the secret itself; {}: {source}", in_words(existing.as_deref()))]
+    Missing {
+        /// The directory up to which the path exists, if any: no secret has that.
+        existing: Option<PathBuf>,
+        /// Why it cannot be read.
+        source: std::io::Error,
+    },
     /// The file system that it is on does not answer.
     #[error(
         "{} cannot be read within {}: check the file system that it is on",
@@ -160,6 +168,26 @@ pub enum SecretFileError {
         /// Why not.
         flaw: Flaw,
     },
+}
+
+impl SecretFileError {
+    /// Leaves out of the path what may be the secret itself: whatever does not exist.
+    pub(crate) fn hide_secret(self) -> Self {
+        match self {
+            Self::Unreadable { path, source } if path.symlink_metadata().is_err() => {
+                let existing = path.ancestors().find(|directory| directory.exists()).map(Path::to_owned);
+                Self::Missing { existing, source }
+            }
+            error => error,
+        }
+    }
+}
+
+fn in_words(existing: Option<&Path>) -> String {
+    match existing {
+        Some(directory) => format!("the path exists only as far as {}", directory.display()),
+        None => "there is no such file or directory below the working directory".to_owned(),
+    }
 }
 
 /// Why a text cannot be a secret. None of it is quoted.

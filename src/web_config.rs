@@ -168,8 +168,7 @@ impl Reading {
             Ok(bytes) => {
                 let mut read = |name: &str| {
                     let file = folder.join(name);
-                    let bytes =
-                        hasher.read(&file).map_err(|error| format!("{} cannot be read: {error}", file.display()));
+                    let bytes = hasher.read(&file).map_err(|error| unreadable(&file, &error));
                     if bytes.as_ref().is_ok_and(|bytes| holds_key(bytes)) {
                         secret.push(file.clone());
                     }
@@ -184,7 +183,7 @@ impl Reading {
                     mistakes.iter().map(|mistake| format!("{}: {mistake}", path.display())).collect()
                 })
             }
-            Err(error) => Err(vec![format!("{} cannot be read: {error}", path.display())]),
+            Err(error) => Err(vec![unreadable(path, &error)]),
         };
         Self { files: Files { paths, secret, fingerprint: hasher.finish() }, settings }
     }
@@ -249,14 +248,23 @@ fn holds_key(bytes: &[u8]) -> bool {
 pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     // A pipe would hold up whoever reads it.
     if !path.metadata()?.is_file() {
-        return Err(io::Error::other("is no file"));
+        return Err(io::Error::other("not a regular file"));
     }
     let mut bytes = Vec::new();
     File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MOST_BYTES {
-        return Err(io::Error::other("is larger than 1 MiB"));
+        return Err(io::Error::other("larger than 1 MiB"));
     }
     Ok(bytes)
+}
+
+/// What to say of a file that cannot be read. Where its content was given instead of its path, that may be a key.
+pub(crate) fn unreadable(path: &Path, error: &io::Error) -> String {
+    let shown = path.display().to_string();
+    if shown.contains('\n') {
+        return "expected the path of a file, not its content".to_owned();
+    }
+    format!("{shown} cannot be read: {error}")
 }
 
 #[cfg(test)]
@@ -569,15 +577,15 @@ web: {}
         std::fs::create_dir(folder.path().join("key")).unwrap();
         std::fs::write(folder.path().join("cert"), &files()["cert"]).unwrap();
         let (web, key) = (path.display(), folder.path().join("key"));
-        let expected =
-            [format!("{web}: line 1: tls_server_config.key_file: {} cannot be read: is no file", key.display())];
+        let expected = [format!(
+            "{web}: line 1: tls_server_config.key_file: {} cannot be read: not a regular file",
+            key.display()
+        )];
         assert_eq!(WebConfig::read(&path).unwrap_err(), expected);
         std::fs::remove_dir(&key).unwrap();
         std::fs::write(&key, "x".repeat((1 << 20) + 1)).unwrap();
-        let expected = [format!(
-            "{web}: line 1: tls_server_config.key_file: {} cannot be read: is larger than 1 MiB",
-            key.display()
-        )];
+        let expected =
+            [format!("{web}: line 1: tls_server_config.key_file: {} cannot be read: larger than 1 MiB", key.display())];
         assert_eq!(WebConfig::read(&path).unwrap_err(), expected);
         let gone = folder.path().join("gone.yml");
         let expected = [format!("{} cannot be read: No such file or directory (os error 2)", gone.display())];

@@ -130,9 +130,9 @@ fn every_mistake_is_named_at_once() {
     assert_eq!(text(&output.stdout), "");
     let expected = r#"zenlayer-exporter: invalid settings:
 invalid value "http://api.example.com" for --zenlayer.endpoint: expected https, or --zenlayer.allow-plain-http: anyone on the way can read and change plain HTTP
---zenlayer.token-file cannot be used: /nonexistent/token cannot be read: No such file or directory (os error 2)
+--zenlayer.token-file cannot be used: expected the path of a file, not the secret itself; the path exists only as far as /: No such file or directory (os error 2)
 invalid value "bare-metal" for --zenlayer.service: expected vm or zec
---zenlayer.ca-file names /nonexistent/ca.pem, which cannot be read: No such file or directory (os error 2)
+--zenlayer.ca-file cannot be used: /nonexistent/ca.pem cannot be read: No such file or directory (os error 2)
 invalid value "1001" for --zenlayer.page-size: expected a whole number from 1 to 1000
 invalid value "often" for --poll.interval: expected a duration such as 30s or 5m
 invalid value "0s" for --poll.timeout: expected a duration from 1ms to 30d

@@ -354,6 +354,57 @@ async fn a_secret_loses_what_editors_add_and_is_refused_for_the_rest() {
     );
 }
 
+#[test]
+fn a_secret_in_place_of_its_file_is_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let existing = folder.path().display();
+    let nowhere = "there is no such file or directory below the working directory".to_owned();
+    let long = "hush".repeat(20_000);
+    for (value, found) in [
+        ("hush", nowhere.clone()),
+        ("hush/+hush==", nowhere.clone()),
+        (&*long, nowhere),
+        ("/hush", "the path exists only as far as /".to_owned()),
+        (&*format!("{existing}/hush"), format!("the path exists only as far as {existing}")),
+        (&*format!("{existing}/hush/hush"), format!("the path exists only as far as {existing}")),
+    ] {
+        for flag in ["zenlayer.token-file", "zenlayer.access-key-password-file"] {
+            let variable = variable_of(flag);
+            let expected = format!("cannot be used: expected the path of a file, not the secret itself; {found}: ");
+            let id = ("ZENLAYER_EXPORTER_ZENLAYER_ACCESS_KEY_ID", KEY_ID);
+            let id = if flag == "zenlayer.token-file" { None } else { Some(id) };
+            let by_flag = exporter(&["--once", &format!("--{flag}={value}")], id);
+            let by_variable = exporter(&["--once"], id.into_iter().chain([(&*variable, value)]));
+            for (command, setting) in
+                [(by_flag, format!("--{flag} ")), (by_variable, format!("--{flag} (from {variable}) "))]
+            {
+                let (code, said) = run(command);
+                assert_eq!(code, Some(64), "{said}");
+                assert!(said.contains(&format!("{setting}{expected}")), "{said}");
+                assert!(!said.contains("hush"), "{said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_content_of_a_file_in_place_of_its_path_is_not_shown() {
+    let content = "-----BEGIN PRIVATE KEY-----\nhush\n-----END PRIVATE KEY-----\n";
+    let expected = "cannot be used: expected the path of a file, not its content";
+    for flag in ["--zenlayer.ca-file", "--web.config.file"] {
+        assert_eq!(mistakes(&[&format!("{flag}={content}")], &DEMO), [format!("{flag} {expected}")]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (web_config, cert) = (folder.path().join("web.yml"), folder.path().join("cert"));
+    std::fs::write(&cert, "").unwrap();
+    let indented = content.replace('\n', "\n    ");
+    std::fs::write(&web_config, format!("tls_server_config:\n  cert_file: cert\n  key_file: |\n    {indented}\n"))
+        .unwrap();
+    let said = mistakes(&[&format!("--web.config.file={}", web_config.display())], &DEMO).join("\n");
+    assert!(said.contains("tls_server_config.key_file: expected the path of a file, not its content"), "{said}");
+    assert!(!said.contains("hush"), "{said}");
+}
+
 const KEY: [(&str, &str); 2] = [("ZENLAYER_ACCESS_KEY_ID", KEY_ID), ("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)];
 const PLAIN: [&str; 3] = ["--once", "--zenlayer.allow-plain-http", "--zenlayer.endpoint=http://api.example.invalid"];
 

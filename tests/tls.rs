@@ -276,7 +276,7 @@ fn every_certificate_of_the_ca_file_is_checked_at_the_start() {
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(64));
-        let expected = format!("--zenlayer.ca-file names {}, which {wrong}", file.path().display());
+        let expected = format!("--zenlayer.ca-file cannot be used: {} {wrong}", file.path().display());
         assert_eq!(String::from_utf8(output.stderr).unwrap().lines().nth(1), Some(&*expected));
     }
 }

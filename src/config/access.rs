@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::check::Check;
 use super::{CredentialSource, Flags, SecretSource};
 use crate::profile::{self, ProfileError};
-use crate::secret::{Flaw, Secret, is_header_text, read_in_time};
+use crate::secret::{Flaw, Secret, SecretFileError, is_header_text, read_in_time};
 
 /// In place of a name: the profile that the vendor's CLI would use.
 const CURRENT: &str = "current";
@@ -72,7 +72,8 @@ impl Check<'_> {
     fn secret(&mut self, flag: &str, file: Option<&String>, variable: Option<(&str, String)>) -> Option<SecretSource> {
         if let Some(file) = file {
             let path = PathBuf::from(file);
-            return match read_in_time(&path, Secret::read).flatten() {
+            return match read_in_time(&path, |path| Secret::read(path).map_err(SecretFileError::hide_secret)).flatten()
+            {
                 Ok(_) => Some(SecretSource::File(path)),
                 Err(error) => self.wrong(flag, &format!("cannot be used: {error}")),
             };

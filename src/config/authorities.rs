@@ -23,11 +23,11 @@ impl Check<'_> {
         let Some(file) = &flags.zenlayer_ca_file else {
             return Some(Vec::new());
         };
-        let read = web_config::read_file(Path::new(file)).map_err(|error| format!("cannot be read: {error}"));
-        let certificates = read.and_then(|bytes| certificates(&bytes));
-        certificates
-            .map_err(|wrong| self.wrong::<()>("--zenlayer.ca-file", &format!("names {file}, which {wrong}")))
-            .ok()
+        let path = Path::new(file);
+        let read = web_config::read_file(path).map_err(|error| web_config::unreadable(path, &error));
+        let certificates =
+            read.and_then(|bytes| certificates(&bytes).map_err(|wrong| format!("{} {wrong}", path.display())));
+        certificates.map_err(|wrong| self.wrong::<()>("--zenlayer.ca-file", &format!("cannot be used: {wrong}"))).ok()
     }
 }
 
