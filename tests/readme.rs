@@ -100,14 +100,14 @@ async fn the_metrics_are_those_of_the_code_with_their_types_and_labels() {
 async fn the_paths_are_there() {
     let simulator = Simulator::start(Knobs::still(Service::Vm, 2)).await.unwrap();
     let exporter = Exporter::ready(config(&simulator, &[])).await;
-    for row in table("Paths") {
+    for row in table("HTTP endpoints") {
         assert_eq!(exporter.get(code(row[0])).await.status, 200, "{}", row[0]);
     }
 }
 
 #[test]
 fn each_kind_of_error_is_explained() {
-    let explained: BTreeSet<_> = table("When something is wrong").into_iter().map(|row| code(row[0])).collect();
+    let explained: BTreeSet<_> = table("Troubleshooting").into_iter().map(|row| code(row[0])).collect();
     assert_eq!(explained, Kind::ALL.map(Kind::label).into_iter().collect());
 }
 
