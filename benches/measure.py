@@ -297,7 +297,7 @@ def main():
         ["peak memory, 100,000 instances", "≤ 45 MB", f"{sizes[100_000]['memory']:.0f} MB"],
         ["peak memory, 1,000,000 instances", "≤ 350 MB", f"{sizes[1_000_000]['memory']:.0f} MB"],
         ["peak memory with names, 100,000 instances, of twice that without plus the names' text", "≤ 1", f"{names:.2f}"],
-        ["CPU of an unchanged poll beyond HTTP, TLS and JSON, an instance", "≤ 1 µs", f"{beyond_json:.2f} µs"],
+        ["CPU of an unchanged poll beyond HTTP, TLS and JSON, per instance", "≤ 1 µs", f"{beyond_json:.2f} µs"],
         ["a poll of 100 pages at 50 ms, concurrency 8, of one after another", "≤ 1/6", f"1/{sequential / concurrent:.1f}"],
         ["release binary", "≤ 8 MB", f"{size:.1f} MB"],
         ["start to first scrape with `zenlayer_up 1` in demo", "≤ 300 ms", f"{start:.0f} ms"],
@@ -309,7 +309,7 @@ def main():
     ]))
     print()
     print(table([
-        ["instances", "CPU of an unchanged poll, an instance", "plain scrape", "gzip scrape", "peak memory"],
+        ["instances", "CPU of an unchanged poll, per instance", "plain scrape", "gzip scrape", "peak memory"],
         *(
             [f"{n:,}", f"{row['cpu']:.2f} µs", f"{row['plain']:.1f} ms", f"{row['zipped']:.1f} ms", f"{row['memory']:.0f} MB"]
             for n, row in sizes.items() if "cpu" in row

@@ -428,7 +428,7 @@ def fleet():
     ]
     rows = [
         [
-            stat("Instances", "Instances that the last successful poll found, in whatever status.", count),
+            stat("Instances", "Instances that the last successful poll found, in any status.", count),
             stat("RUNNING", "Instances in the status RUNNING.", running),
             stat(
                 "Not RUNNING",
@@ -453,8 +453,8 @@ def fleet():
             ),
             stat(
                 "Polls succeed",
-                "Whether the last poll of every exporter succeeded. An exporter that Prometheus knows and cannot "
-                "scrape is a no.",
+                "Whether the last poll of every exporter succeeded. An exporter that Prometheus cannot "
+                "scrape counts as no.",
                 UP,
                 "none",
                 mappings=[YES_NO],
@@ -508,7 +508,7 @@ def fleet():
         ],
         [
             table(
-                "What is not RUNNING",
+                "Instances not RUNNING",
                 "Each chosen instance in a chosen status other than RUNNING, longest first. The time is when it was "
                 "last seen in another status within the shown range, to a sixtieth of it; a wider range looks "
                 "further back. A click on an instance narrows this dashboard down to it.",
@@ -528,7 +528,7 @@ def fleet():
                 "bargauge",
                 "Most returns to RUNNING",
                 "The ten of the chosen instances that most often came to be RUNNING after they were not, in the last "
-                "hour of the shown range, looked at every 30 seconds. A return is one whole flap.",
+                "hour of the shown range, evaluated every 30 seconds. A return is one complete flap.",
                 [target(FLAPPERS, "{{told}}", instant=True)],
                 "short",
                 10,
@@ -559,8 +559,8 @@ def fleet():
             panel(
                 "state-timeline",
                 "Time in status",
-                "One line an instance, coloured by the status it was in; blank where it was not known. The query turns "
-                "each status into a number and the panel names it again; a status that is not documented is called "
+                "One line per instance, coloured by its status; blank where it was not known. The query turns "
+                "each status into a number, and the panel maps it back to the name; an undocumented status is called "
                 f"{OTHER}. At most 50 lines: of the chosen instances that were in a chosen status within the range, "
                 "those that were in the most statuses. What is shorter than a step of the query may be missing: narrow "
                 "the range to see it.",
@@ -597,7 +597,7 @@ def fleet():
             table(
                 "Subscriptions",
                 "When the subscriptions of the chosen instances end, the first to end first, at most 200. Empty where the "
-                "exporter does not ask for it (--collector.instance-info), and of instances that have none.",
+                "exporter does not collect it (--collector.instance-info), and of instances that have none.",
                 ENDS,
                 WIDTH,
                 9,
@@ -618,7 +618,7 @@ def fleet():
         ],
     ]
     return dashboard(
-        *FLEET, "Which Zenlayer Cloud instance is in which status, now and over time.", EXPORTER, rows
+        *FLEET, "Status of Zenlayer Cloud instances, now and over time.", EXPORTER, rows
     )
 
 
@@ -634,8 +634,8 @@ def exporter():
         [
             stat(
                 "Polls succeed",
-                "Whether the last poll of every exporter succeeded. An exporter that Prometheus knows and cannot "
-                "scrape is a no.",
+                "Whether the last poll of every exporter succeeded. An exporter that Prometheus cannot "
+                "scrape counts as no.",
                 UP,
                 "none",
                 mappings=[YES_NO],
@@ -658,14 +658,14 @@ def exporter():
             ),
             stat(
                 "Retries",
-                "Requests to the API within the shown range that were tried again.",
+                "Requests to the API within the shown range that were retried.",
                 lost(f"zenlayer_exporter_api_retries_total{{{JOB}}}"),
                 thresholds=failures,
                 decimals=0,
             ),
             stat(
                 "Invalid entries",
-                "Entries of the API's pages within the shown range that had no usable instance id.",
+                "Entries of the API's pages within the shown range that had no usable instance ID.",
                 lost(f"zenlayer_exporter_invalid_entries_total{{{JOB}}}"),
                 thresholds=failures,
                 decimals=0,
@@ -696,7 +696,7 @@ def exporter():
             ),
             timeseries(
                 "Age of data over time",
-                "Time since each exporter's last successful poll: a saw of the poll interval's height in health.",
+                "Time since each exporter's last successful poll: normally a sawtooth of the height of the poll interval.",
                 [target(AGE, "{{instance}}")],
                 "s",
             ),
@@ -719,7 +719,7 @@ def exporter():
             ),
             timeseries(
                 "Retries by reason",
-                "Requests to the API per minute that were tried again. 0 in health.",
+                "Requests to the API per minute that were retried. Normally 0.",
                 [target(rate_by("reason", "zenlayer_exporter_api_retries_total", per_minute=True), "{{reason}}")],
                 "opm",
             ),
@@ -727,8 +727,8 @@ def exporter():
         [
             timeseries(
                 "Corrections",
-                "Instances per minute that paging missed and a look-up by id or a second walk found: the fleet changes "
-                "while it is read. And entries of pages without a usable instance id.",
+                "Instances per minute that paging missed and a look-up by ID or a second walk found: the fleet changes "
+                "while it is read. And entries of pages without a usable instance ID.",
                 [
                     target(f"60 * sum(rate(zenlayer_exporter_{name}_total{{{JOB}}}[$__rate_interval]))", legend)
                     for name, legend in [("poll_corrections", "corrections"), ("invalid_entries", "invalid entries")]
@@ -781,7 +781,7 @@ def exporter():
         [
             table(
                 "Builds",
-                "Which build each exporter is of.",
+                "Version and revision of each exporter.",
                 f"max by (job, instance, version, revision, rustversion) (zenlayer_exporter_build_info{{{JOB}}})",
                 WIDTH,
                 6,
@@ -791,7 +791,7 @@ def exporter():
         ],
     ]
     return dashboard(
-        *EXPORTER, "Whether zenlayer-exporter does its work, and what that costs.", FLEET, rows, hide_choice=2
+        *EXPORTER, "Health and resource use of zenlayer-exporter.", FLEET, rows, hide_choice=2
     )
 
 

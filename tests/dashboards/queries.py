@@ -92,7 +92,7 @@ def names_are_told_right(job):
     """Beside each instance its own name and zone, or none where none is told; and none is lost for that."""
     infos = ask("query", query=f'zenlayer_instance_info{{job="{job}"}}', time=end)["result"]
     known = {info["metric"]["instanceId"]: (info["metric"]["instanceName"], info["metric"]["zoneId"]) for info in infos}
-    for title in ("What is not RUNNING", "Most returns to RUNNING", "Time in status", OF_INFO):
+    for title in ("Instances not RUNNING", "Most returns to RUNNING", "Time in status", OF_INFO):
         panel, each = targets("fleet.json", title)
         series = run(each, job)
         check(series or title == OF_INFO, title, "shows nothing")
@@ -164,10 +164,10 @@ def statuses_are_told_right(job, seen):
     check(len(run(timeline, job, instance=steady, status="(STOPPED|BOOTING)")) == 0, "Time in status",
           "draws what was in none of the chosen statuses")
 
-    panel, listed = targets("fleet.json", "What is not RUNNING")
+    panel, listed = targets("fleet.json", "Instances not RUNNING")
     rows = run(listed, job)
     there = {labels["instanceId"]: labels["status"] for labels, _ in rows}
-    check(there == {each: status for each, status in now.items() if status != "RUNNING"}, "What is not RUNNING",
+    check(there == {each: status for each, status in now.items() if status != "RUNNING"}, "Instances not RUNNING",
           "differs from the samples")
     told = 0
     for labels, ((_, milliseconds),) in rows:
@@ -175,13 +175,13 @@ def statuses_are_told_right(job, seen):
         others = [at for at, status in samples.items() if status != labels["status"] and at > end - RANGE]
         since = float(milliseconds) / 1000
         if since:
-            check(others and -STEP - 1 <= since - max(others) <= 3, "What is not RUNNING",
+            check(others and -STEP - 1 <= since - max(others) <= 3, "Instances not RUNNING",
                   f"{labels} since {since}, by the samples {others[-1:]}")
             told += 1
         else:
-            check(not others or max(others) <= end - RANGE + STEP + 1, "What is not RUNNING",
+            check(not others or max(others) <= end - RANGE + STEP + 1, "Instances not RUNNING",
                   f"{labels} has no time, by the samples {others[-1:]}")
-    check(told > 10, "What is not RUNNING", f"only {told} times are told")
+    check(told > 10, "Instances not RUNNING", f"only {told} times are told")
 
 
 def changes_are_counted_right(job):

@@ -1,6 +1,6 @@
 """Holds deploy/kubernetes to Kubernetes' schemas, to the exporter's own words, and to what was rendered before.
 
-With --write it makes the generated files anew: the PrometheusRule, of deploy/prometheus/rules.yaml, and the goldens.
+With --write it regenerates the generated files: the PrometheusRule, of deploy/prometheus/rules.yaml, and the goldens.
 """
 
 import http.client

@@ -157,7 +157,7 @@ def pod(address, **meta):
 
 
 def configuration(directory, current, every):
-    """Both scrape configurations as they are, but for the addresses, the intervals and where Kubernetes would be asked: the
+    """Both scrape configurations as they are, except for the addresses, the intervals and where Kubernetes would be asked: the
     labels it would give are written down, so that the relabelling is real."""
     static = yaml.safe_load((DEPLOY / "scrape-static.yaml").read_text())
     kubernetes = yaml.safe_load((DEPLOY / "scrape-kubernetes.yaml").read_text())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # deploy/kubernetes: builds, schemas, the operator's types, checkov, goldens, and agreement with the exporter itself.
-# `tests/stages/kubernetes.sh --write` makes the generated files anew: the PrometheusRule and the goldens.
+# `tests/stages/kubernetes.sh --write` regenerates the generated files: the PrometheusRule and the goldens.
 #
 # Building needs kubectl or kustomize, which Debian 12 lacks in a version that knows components: without, what was rendered
 # before is looked at.

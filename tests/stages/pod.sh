@@ -36,7 +36,7 @@ else
     cp tests/kubernetes/golden/base.yaml "$rendered"
 fi
 
-# Containers need root. The network's rules and leases are to be gone afterwards, so it is one apart.
+# Containers need root. The network's rules and leases must be gone afterwards, so it is one apart.
 # shellcheck disable=SC2016 # The inner shell expands it.
 as_root env PATH="$PATH:/usr/sbin:/sbin" EXPORTER="$EXPORTER" STATIC_EXPORTER="$STATIC_EXPORTER" RENDERED_BASE="$rendered" \
     unshare --net --mount sh -c '
