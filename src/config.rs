@@ -232,15 +232,20 @@ impl FromStr for ListenAddress {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (host, port) = text.rsplit_once(':').ok_or(())?;
-        let port = port.parse().map_err(|_| ())?;
+        // The parser of numbers also accepts a sign.
+        let port = Some(port).filter(|port| !port.starts_with('+')).and_then(|port| port.parse().ok()).ok_or(())?;
         let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         match (bracketed, host) {
             (Some(host), _) => host.parse::<Ipv6Addr>().map(|_| Self::Host(host.to_owned(), port)).map_err(|_| ()),
             (None, "") => Ok(Self::Any(port)),
-            (None, host) if host.contains([':', '/', ' ']) => Err(()),
-            (None, host) => Ok(Self::Host(host.to_owned(), port)),
+            (None, host) if host.chars().all(is_in_host_names) => Ok(Self::Host(host.to_owned(), port)),
+            (None, _) => Err(()),
         }
     }
+}
+
+fn is_in_host_names(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-._".contains(c)
 }
 
 /// How much is logged, and how it is written.
