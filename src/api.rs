@@ -386,7 +386,7 @@ impl Session<'_> {
         ApiError::new(kind, detail).caused_by(error)
     }
 
-    /// What an answer that is no success means.
+    /// What an answer that is not a success means.
     fn refusal(
         &self,
         response: &Response,

@@ -1,6 +1,6 @@
 //! Memory for large texts, which goes back to the system as soon as it is dropped.
 //!
-//! glibc keeps what was freed for the next request of its thread's own arena: with a text of megabytes made anew at each
+//! glibc keeps what was freed for the next request of its thread's own arena: with a text of megabytes rendered at each
 //! change, by whichever thread, twice what is in use stays resident. Invariant: what is not written to is not resident
 //! either, so room to spare costs nothing. It must not know what is written.
 

@@ -1,4 +1,4 @@
-//! What the binary was built from. It must not know who asks.
+//! What the binary was built from. It must not know what uses it.
 
 /// The version in `Cargo.toml`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

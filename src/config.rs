@@ -34,13 +34,13 @@ use crate::web_config::WebConfig;
 /// What the process is asked to do, with the settings it takes.
 #[derive(Debug)]
 pub enum Command {
-    /// Poll and serve until told to stop.
+    /// Poll and serve until stopped.
     Serve(Config),
     /// `--once`: poll, print the metrics, exit.
     Once(Config),
-    /// `--config.check`: make one request, say what is wrong, exit.
+    /// `--config.check`: make one request, report problems, exit.
     Check(Config),
-    /// `--healthcheck`: ask the exporter that runs here; its account is no matter of this process.
+    /// `--healthcheck`: check the exporter that runs here; its account does not matter to this process.
     Healthcheck(Web),
 }
 
@@ -51,7 +51,7 @@ pub enum Target {
     Account {
         /// Scheme, host and port of the API.
         endpoint: Url,
-        /// What proves who asks.
+        /// The key, token or profile that requests are authenticated with.
         credentials: CredentialSource,
     },
     /// A simulated API with that many instances.
@@ -65,7 +65,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Account { endpoint, .. } => f.write_str(endpoint.as_str().trim_end_matches('/')),
-            Self::Demo { instances } => write!(f, "a simulation of {instances} instances that do not exist"),
+            Self::Demo { instances } => write!(f, "Demo: {instances} simulated instances"),
         }
     }
 }
@@ -75,14 +75,14 @@ impl fmt::Display for Target {
 pub enum CredentialSource {
     /// An access key: requests are signed.
     KeyPair {
-        /// The access key id, which is no secret.
+        /// The access key ID, which is not a secret.
         id: String,
         /// The access key password.
         password: SecretSource,
     },
     /// A personal access token, sent as it is.
     Token(SecretSource),
-    /// Either of them, as the vendor's CLI keeps it.
+    /// Either of them, from the vendor CLI's credentials file.
     Profile {
         /// Its credentials file, which may change.
         path: PathBuf,
@@ -133,7 +133,7 @@ impl Api {
         let group =
             resource_group_id.as_ref().map_or_else(String::new, |group| format!(" in resource group {group:?}"));
         let what = match instance_ids {
-            Some(ids) => format!("None of the {} named instances exists in {place}{group}.", ids.len()),
+            Some(_) => format!("No instances with the named IDs found in {place}{group}."),
             None if shard.is_whole() => format!("No instances found in {place}{group}."),
             None => format!("No instances of {shard} found in {place}{group}."),
         };
@@ -266,7 +266,7 @@ pub struct Config {
     pub api: Api,
     /// How often.
     pub poll: Poll,
-    /// Names and the like; `None` where the collector is off.
+    /// Instance metadata; `None` where the collector is off.
     pub instance_info: Option<InstanceInfo>,
     /// How the metrics are served.
     pub web: Web,

@@ -1,4 +1,4 @@
-//! All pages of DescribeInstances into what is told of each instance, on an interval of its own.
+//! Collects instance metadata (DescribeInstances) on its own interval.
 //!
 //! Names are for people: nothing is called gone because a page missed it, so one walk is enough. Invariant: a round that
 //! fails brings nothing, and no round takes more than half of the requests that may be in flight, so that statuses need
@@ -26,7 +26,7 @@ const MOST_REQUESTS: usize = 20;
 const MOST_MISSED: u64 = 10;
 const MISSED_SHARE: u64 = 100;
 
-/// Asks the API for what it tells of instances.
+/// Reads instance metadata from the API.
 pub(crate) struct Collector {
     client: Arc<Client>,
     settings: InstanceInfo,
@@ -102,7 +102,7 @@ impl Collector {
             }
             Err(error) => {
                 let interval = humantime::format_duration(self.settings.interval);
-                let next = format!("next round within {interval}, until then what is known of instances stays");
+                let next = format!("next round within {interval}, until then the previous metadata stays");
                 log(&error, &next, "info round failed");
                 None
             }
@@ -124,7 +124,7 @@ impl Collector {
     }
 
     fn api_round(&self) -> Round<'_> {
-        self.client.round("reading names and the like of instances", self.settings.timeout)
+        self.client.round("reading instance metadata", self.settings.timeout)
     }
 
     async fn read_all(&self, round: &Round<'_>) -> Result<Infos, ApiError> {
@@ -182,7 +182,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Adds what is told of `ids`, as far as the budget goes.
+    /// Adds the metadata of `ids`, as far as the budget goes.
     async fn look_up(
         &mut self,
         session: &Session<'_>,
@@ -213,8 +213,8 @@ impl Reading<'_> {
         let found = (infos.len() + self.others.distinct().len() + totals.unusable) as u64;
         if total.saturating_sub(found) > MOST_MISSED.max(total / MISSED_SHARE) {
             let detail = format!(
-                "the pages of DescribeInstances have {found} different instances, though the API counts {total}: what is \
-                 known of instances stays"
+                "the pages of DescribeInstances have {found} different instances, though the API counts {total}: the \
+                 previous metadata stays"
             );
             return Err(ApiError::new(Kind::Inconsistent, detail));
         }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `build_info` | what the binary was built from |
 //! | `clock` | the time on both of the machine's clocks, and how old something is |
+//! | `plural` | a number and its noun |
 //! | `secret` | a string that never prints itself |
 //! | `profile` | the vendor CLI's own files |
 //! | `exposure` | whether others can read a file |
@@ -24,10 +25,10 @@
 //! | `telemetry` | the exporter's own metrics |
 //! | `logging` | log lines to standard error, without waiting for its reader |
 //! | `snapshot` | the rendered answer that is served, swapped whole |
-//! | `info` | names and the like of instances, on an interval of their own |
+//! | `info` | instance metadata, collected on its own interval |
 //! | `simulator` | a simulated API: behind `--demo`, and what the tests poll |
 //! | `poller` | tick → collect → render → publish |
-//! | `http` | accept loop, TLS, who may, routes, bodies, the page for people |
+//! | `http` | accept loop, TLS, authentication, routes, bodies, the status page |
 //!
 //! Only the binary reads the environment, says where the log goes, or exits.
 
@@ -46,6 +47,7 @@ pub mod inventory;
 pub mod logging;
 pub mod model;
 pub mod paging;
+pub mod plural;
 mod poller;
 mod profile;
 pub mod secret;
@@ -72,6 +74,7 @@ use crate::config::{Config, Target};
 use crate::http::{About, Gate, Own, Site, reload};
 use crate::info::Collector;
 use crate::model::Statuses;
+use crate::plural::counted;
 use crate::poller::{Names, Poller};
 use crate::simulator::{Knobs, Simulator};
 use crate::snapshot::Published;
@@ -85,10 +88,10 @@ const SLACK: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The client could not be built.
-    #[error("the HTTP client cannot be set up: {0}")]
+    #[error("cannot set up the HTTP client: {0}")]
     Client(#[from] reqwest::Error),
     /// The simulated API has no port.
-    #[error("the simulated API cannot listen on loopback: {0}")]
+    #[error("cannot start the simulated API on loopback: {0}")]
     Simulator(#[from] io::Error),
     /// The poll task is dead: a server that only looks healthy would be worse than none.
     #[error("the poll loop ended: {0}")]
@@ -147,7 +150,7 @@ async fn connect(
             tracing::info!(
                 instances,
                 api = %simulator.endpoint(),
-                "simulation: these instances do not exist, no account is used"
+                "demo: polling simulated instances, no account is used"
             );
             (simulator.endpoint(), simulator.credentials(), Some(simulator))
         }
@@ -156,10 +159,10 @@ async fn connect(
     Ok((Client::new(&endpoint, credentials, config.api.clone(), backoff, observer)?, simulator))
 }
 
-/// Logs what an operator should know of the settings before anything is done with them.
+/// Logs what an operator should know about the settings before they are used.
 fn report(config: &Config) {
     for warning in &config.warnings {
-        tracing::warn!(warning, "a setting is probably not what was meant");
+        tracing::warn!(warning, "check this setting");
     }
     if let Target::Account { credentials, .. } = &config.target
         && let Some(file) = credentials::file(credentials)
@@ -178,11 +181,11 @@ fn report(config: &Config) {
 pub struct Options {
     /// Waits between tries; a test need not wait as long as an operator.
     pub backoff: Backoff,
-    /// Who is to hear that the process does its work.
+    /// Is notified while the process is healthy.
     pub watchdog: Option<Watchdog>,
     /// How often the web config's files are looked at.
     pub web_config_check: Duration,
-    /// What tells the time by which an answer is too old.
+    /// The clock by which an answer is too old.
     pub clock: Clock,
     /// Each change asks to reread the web config and the secrets now.
     pub reload: watch::Receiver<()>,
@@ -203,11 +206,11 @@ impl Default for Options {
     }
 }
 
-/// Hears regularly from a process that does its work, and nothing from one that does not.
+/// Notified at an interval while the process is healthy, and not otherwise.
 pub struct Watchdog {
-    /// How often.
+    /// The interval.
     pub every: Duration,
-    /// Tells it.
+    /// Notifies it.
     pub pat: Box<dyn FnMut() + Send>,
 }
 
@@ -282,7 +285,7 @@ async fn pat_while_healthy(site: &Site, watchdog: Option<Watchdog>) -> Infallibl
     }
 }
 
-/// Polls, and collects what else is to be told; one task, so that a panic of either is known.
+/// Polls, and collects metadata; one task, so that a panic of either is known.
 async fn keep_up(poller: Poller, collector: Option<Collector>, reload: watch::Receiver<()>) -> Infallible {
     let Some(collector) = collector else { return poller.run(reload).await };
     tokio::select! {
@@ -400,7 +403,7 @@ async fn where_else(config: &Config) -> Result<String, RunError> {
     let round = client.round("the check", config.poll.timeout);
     let count = async { Ok(round.session().await?.page::<Page>(1).await?.head.total_count) };
     Ok(match round.finish(count).await {
-        Ok(count) => format!("{hint} It has {count} instances."),
+        Ok(count) => format!("{hint} It has {}.", counted(count, "instance")),
         Err(error) => format!("{hint} It cannot be checked: {error}"),
     })
 }

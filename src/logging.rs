@@ -189,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes as many lines as it is told to.
+    /// Takes a line each time it is allowed to.
     struct Stalled {
         go_on: Receiver<()>,
         written: Sender<Vec<u8>>,
@@ -260,7 +260,7 @@ mod tests {
             let result = log.flush_after(Duration::from_mins(1), || {
                 log.print("first");
                 log.print("last");
-                assert!(!panics, "as it was told");
+                assert!(!panics, "out of cheese");
             });
             assert_eq!(result.is_err(), panics);
             assert_eq!(*output.0.lock().unwrap(), b"first\nlast\n", "panics: {panics}");

@@ -17,6 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use zenlayer_exporter::config::{Command, Config, ListenAddress, Refusal, Web};
 use zenlayer_exporter::logging::LogWriter;
+use zenlayer_exporter::plural::counted;
 use zenlayer_exporter::web_config::Settings;
 use zenlayer_exporter::{Checked, Known, Options, Watchdog, build_info, http};
 
@@ -89,7 +90,7 @@ fn print(text: &[u8]) -> Result<(), String> {
     printed(io::stdout().write_all(text))
 }
 
-/// A reader that closed the pipe has all it wants, as `head` does: that is no error.
+/// A reader that closed the pipe, as `head` does, needs no more: that is not an error.
 fn printed(result: io::Result<()>) -> Result<(), String> {
     match result.and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -151,10 +152,12 @@ async fn once(config: Config) -> Result<(), String> {
 async fn check(config: Config) -> Result<(), String> {
     let Checked { known, hint } = zenlayer_exporter::check(&config).await.map_err(|error| error.to_string())?;
     let mut said = match known {
-        Known::All(instances) => format!("the settings are right, and the API counts {instances} instances\n"),
+        Known::All(instances) => {
+            format!("the settings are right, and the API counts {}\n", counted(instances, "instance"))
+        }
         Known::Named { found, missing } => format!(
-            "the settings are right, and the API knows {found} of {} named instances{}\n",
-            found + missing.len(),
+            "the settings are right, and the API knows {found} of {}{}\n",
+            counted(found + missing.len(), "named instance"),
             in_words(&missing)
         ),
     };
@@ -188,7 +191,7 @@ fn announce(config: &Config, listeners: &[TcpListener]) {
         service = config.api.service.name(),
         polling = %config.polled(),
         every = %interval,
-        "zenlayer-exporter starts"
+        "starting zenlayer-exporter"
     );
     let settings = config.web_config.as_ref().map(|web_config| &web_config.settings);
     let has_tls = settings.is_some_and(Settings::has_tls);
@@ -203,7 +206,7 @@ fn announce(config: &Config, listeners: &[TcpListener]) {
         tracing::info!(%address, metrics = url, "listening");
     }
     if has_users && !has_tls {
-        tracing::warn!("passwords go over the network in clear: give the web config a tls_server_config");
+        tracing::warn!("passwords are sent unencrypted: add a tls_server_config to the web config");
     }
 }
 
@@ -270,7 +273,7 @@ async fn shutdown(mut stop: Stop) {
 
 /// Changes at every SIGHUP.
 fn reload_requests(mut hangups: Signal, has_web_config: bool) -> watch::Receiver<()> {
-    let files = if has_web_config { "the web config and the secrets" } else { "the secrets, there is no web config" };
+    let files = if has_web_config { "the web config and the secrets" } else { "the secrets; no web config is set" };
     let (request, requested) = watch::channel(());
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {

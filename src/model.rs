@@ -180,7 +180,7 @@ pub enum Overflow {
     /// More names than a [`Status`] can tell apart.
     #[error("more than 256 different statuses")]
     Statuses,
-    /// More than 4 GiB of names and the like.
+    /// More than 4 GiB of instance metadata.
     #[error("more than 4 GiB of names")]
     Text,
 }

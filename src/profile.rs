@@ -20,7 +20,7 @@ pub(crate) enum ProfileError {
     #[error("{error}{advice}", error = .0, advice = advice(.0))]
     File(#[from] SecretFileError),
     /// It is not what the CLI writes.
-    #[error("{} is not the JSON that zeno writes, at line {line}, column {column}: mend it, or run `zeno configure`", path.display())]
+    #[error("{} is not the JSON that zeno writes, at line {line}, column {column}: fix it, or run `zeno configure`", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -77,7 +77,7 @@ pub(crate) fn read(path: &Path, name: &str) -> Result<Credential, ProfileError> 
         let there = in_words(profiles.keys());
         return Err(ProfileError::Unknown { path: path.to_owned(), name: name.to_owned(), there });
     };
-    let profile = serde_json::from_str(profile.get()).map_err(|_| unusable("is not an object of texts: mend it"))?;
+    let profile = serde_json::from_str(profile.get()).map_err(|_| unusable("is not an object of strings: fix it"))?;
     credential(profile).map_err(unusable)
 }
 
@@ -196,8 +196,8 @@ mod tests {
         assert_eq!(said("other half"), of("other half", &format!("has an {other}: run `zeno configure`")));
         assert_eq!(said("both"), of("both", "has both a key and a token: leave one out"));
         assert_eq!(said("empty"), of("empty", "has neither a key nor a token: run `zeno configure`"));
-        assert_eq!(said("text"), of("text", "is not an object of texts: mend it"));
-        assert_eq!(said("number"), of("number", "is not an object of texts: mend it"));
+        assert_eq!(said("text"), of("text", "is not an object of strings: fix it"));
+        assert_eq!(said("number"), of("number", "is not an object of strings: fix it"));
         assert_eq!(said("lines"), of("lines", "has characters that no key or token has: run `zeno configure`"));
         assert_eq!(
             said("prod"),
@@ -230,7 +230,7 @@ mod tests {
         let said = |text| read_from(text, "default").unwrap_err();
         let not_json = |line, column| {
             format!(
-                "~/credentials.json is not the JSON that zeno writes, at line {line}, column {column}: mend it, or run \
+                "~/credentials.json is not the JSON that zeno writes, at line {line}, column {column}: fix it, or run \
                  `zeno configure`"
             )
         };

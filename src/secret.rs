@@ -1,4 +1,4 @@
-//! A string that never prints itself, the file it may be kept in, and what it proves who asks with.
+//! A string that never prints itself, the file it may be kept in, and the credential made of it.
 //!
 //! Invariant: the text leaves only through [`Secret::expose`], so a search for that word finds every use.
 //! It must not know what the secret is for.
@@ -66,7 +66,7 @@ impl Secret {
     }
 }
 
-/// What proves who asks, as it is for one poll.
+/// What the requests of one poll are authenticated with.
 #[derive(Debug)]
 pub(crate) enum Credential {
     /// Signs each request.

@@ -53,8 +53,8 @@ impl Shard {
 
 impl fmt::Display for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Who reads "1 of 4" takes it for the first.
-        write!(f, "shard {} of 0 to {}", self.number, self.total - 1)
+        // "1 of 4" would be read as the first.
+        write!(f, "shard {} (numbered 0 to {})", self.number, self.total - 1)
     }
 }
 

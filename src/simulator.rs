@@ -169,7 +169,7 @@ impl Simulator {
     /// Listens on a loopback port of its own choosing.
     ///
     /// # Errors
-    /// When there is none to be had.
+    /// When none is free.
     pub async fn start(knobs: Knobs) -> io::Result<Self> {
         Self::start_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?, knobs)
     }

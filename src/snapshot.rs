@@ -27,7 +27,7 @@ impl Text {
         Self { bytes: text.into(), zipped: Arc::default() }
     }
 
-    /// The text compressed: by the first who asks, off the async threads, for all who ask.
+    /// The text compressed: by the first request, off the async threads, for all requests.
     pub(crate) async fn zipped(&self) -> &gzip::Part {
         if self.zipped.get().is_none() {
             let (zipped, text) = (Arc::clone(&self.zipped), self.bytes.clone());
@@ -72,7 +72,7 @@ impl Rendered {
     }
 }
 
-/// What is served of names and the like, rendered once.
+/// The instance metadata that is served, rendered once.
 #[derive(Debug)]
 pub(crate) struct RenderedInfos {
     /// The info of every instance that has one.

@@ -16,7 +16,7 @@ use prometheus::{
 use crate::api::{Action, Kind, Observer};
 
 const SUCCESS: &str = "success";
-/// The collectors that read the statuses and what else is told of instances, as label values.
+/// The collectors of statuses and instance metadata, as label values.
 const INSTANCE_STATUS: &str = "instance-status";
 const INSTANCE_INFO: &str = "instance-info";
 const VALID: &str = "names and labels are valid, and each name is registered once";
@@ -125,7 +125,7 @@ impl Telemetry {
             ),
             corrections: counter(
                 "zenlayer_exporter_poll_corrections_total",
-                "Known instances that paging missed and a look-up by id or a second walk found.",
+                "Known instances that paging missed and a look-up by ID or a second walk found.",
             ),
             fallbacks: counter(
                 "zenlayer_exporter_poll_fallbacks_total",
@@ -188,17 +188,17 @@ impl Telemetry {
         self.polls.with_label_values(&[outcome.map_or_else(Kind::label, |()| SUCCESS)]).inc();
     }
 
-    /// What else is told of instances will be collected: that has not succeeded yet.
+    /// Instance metadata will be collected: no round has succeeded yet.
     pub(crate) fn expect_infos(&self) {
         self.infos_collected(false);
     }
 
-    /// A round that collects what else is told of instances ended, well or not.
+    /// A round that collects instance metadata ended, successfully or not.
     pub(crate) fn infos_collected(&self, success: bool) {
         self.collector_success.with_label_values(&[INSTANCE_INFO]).set(success.into());
     }
 
-    /// Changes between these statuses are to be expected: each begins at 0, so that its first is an increase.
+    /// Changes between these statuses are expected: each begins at 0, so that its first is an increase.
     pub(crate) fn expect_transitions(&self, statuses: &[&str]) {
         for from in statuses {
             for to in statuses.iter().filter(|to| *to != from) {

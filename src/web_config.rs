@@ -36,7 +36,7 @@ pub struct Settings {
     pub(crate) headers: HeaderMap,
     /// Nobody is asked for a password where there are none.
     pub(crate) users: Users,
-    /// `None` is no limit.
+    /// `None` means no limit.
     pub(crate) rate_limit: Option<RateLimit>,
     /// What is used in another way than as written.
     pub(crate) warnings: Vec<String>,
@@ -246,7 +246,7 @@ fn holds_key(bytes: &[u8]) -> bool {
 
 /// Reads a file of settings, certificates or keys.
 pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    // A pipe would hold up whoever reads it.
+    // Reading a pipe would block.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
@@ -379,32 +379,36 @@ rate_limit:
 web: {}
 ";
         let expected = [
-            "line 22: web: is no key: there are tls_server_config, http_server_config, basic_auth_users, rate_limit",
-            "line 12: http_server_config.http2: \"2\" is neither true nor false",
-            "line 15: http_server_config.headers.Server: is no key: there are Content-Security-Policy, X-Frame-Options, \
+            "line 22: web: is not a known key: expected one of tls_server_config, http_server_config, \
+             basic_auth_users, rate_limit",
+            "line 12: http_server_config.http2: expected true or false, not \"2\"",
+            "line 15: http_server_config.headers.Server: is not a known key: expected one of \
+             Content-Security-Policy, X-Frame-Options, \
              X-Content-Type-Options, X-XSS-Protection, Strict-Transport-Security",
-            "line 14: http_server_config.headers.X-Frame-Options: \"allow\" is none of deny, sameorigin",
-            "line 10: tls_server_config.cert_flie: is no key: there are cert, key, client_ca, cert_file, key_file, \
+            "line 14: http_server_config.headers.X-Frame-Options: expected deny or sameorigin, not \"allow\"",
+            "line 10: tls_server_config.cert_flie: is not a known key: expected one of \
+             cert, key, client_ca, cert_file, key_file, \
              client_auth_type, client_ca_file, client_allowed_sans, min_version, max_version, cipher_suites, \
              prefer_server_cipher_suites, curve_preferences",
             "line 2: tls_server_config.cert_file: gone cannot be read: gone",
             "line 3: tls_server_config.key_file: has no private key: give PEM that is not encrypted",
-            "line 7: tls_server_config.cipher_suites: \"TLS_RSA_WITH_RC4_128_SHA\" is not to be had here: there are \
+            "line 7: tls_server_config.cipher_suites: \"TLS_RSA_WITH_RC4_128_SHA\" is not supported: expected one of \
              TLS_AES_256_GCM_SHA384, TLS_AES_128_GCM_SHA256, TLS_CHACHA20_POLY1305_SHA256, \
              TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, \
              TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, \
              TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-            "line 8: tls_server_config.curve_preferences: \"CurveP257\" is not to be had here: there are X25519, \
+            "line 8: tls_server_config.curve_preferences: \"CurveP257\" is not supported: expected one of X25519, \
              CurveP256, CurveP384",
-            "line 5: tls_server_config.min_version: \"TLS09\" is none of TLS12, TLS13",
-            "line 6: tls_server_config.max_version: \"TLS14\" is none of TLS12, TLS13",
-            "line 9: tls_server_config.prefer_server_cipher_suites: \"perhaps\" is neither true nor false",
-            "line 4: tls_server_config.client_auth_type: \"Always\" is none of NoClientCert, RequestClientCert, \
-             RequireAnyClientCert, RequireClientCert, VerifyClientCertIfGiven, RequireAndVerifyClientCert",
-            "line 17: basic_auth_users.alice: is no bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'",
+            "line 5: tls_server_config.min_version: expected TLS12 or TLS13, not \"TLS09\"",
+            "line 6: tls_server_config.max_version: expected TLS12 or TLS13, not \"TLS14\"",
+            "line 9: tls_server_config.prefer_server_cipher_suites: expected true or false, not \"perhaps\"",
+            "line 4: tls_server_config.client_auth_type: expected one of NoClientCert, \
+             RequestClientCert, RequireAnyClientCert, RequireClientCert, VerifyClientCertIfGiven, \
+             RequireAndVerifyClientCert, not \"Always\"",
+            "line 17: basic_auth_users.alice: is not a bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'",
             "line 18: basic_auth_users.b:b: has a colon or a control character",
-            "line 20: rate_limit.interval: \"often\" is no duration: give one like 100ms",
-            "line 21: rate_limit.burst: \"-1\" is no whole number that is not negative",
+            "line 20: rate_limit.interval: expected a duration such as 100ms, not \"often\"",
+            "line 21: rate_limit.burst: expected a non-negative integer, not \"-1\"",
         ];
         assert_eq!(mistakes(text), expected);
     }
@@ -434,7 +438,7 @@ web: {}
             ),
             (
                 format!("{TLS}, max_version: TLS11}}"),
-                "tls_server_config.max_version: TLS11 is broken and not served: give TLS12 or TLS13",
+                "tls_server_config.max_version: TLS11 is insecure and not supported: set TLS12 or TLS13",
             ),
             (
                 format!("{TLS}, max_version: TLS12, cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA]}}"),
@@ -461,14 +465,14 @@ web: {}
             ),
             (
                 format!("{TLS}, client_auth_type: RequireAnyClientCert, client_allowed_sans: []}}"),
-                "tls_server_config.client_allowed_sans: is empty, so nobody could connect: name who may, or leave it out",
+                "tls_server_config.client_allowed_sans: is empty, so that no client could connect: list the allowed names, or leave it out",
             ),
-            ("basic_auth_users: [alice]".to_owned(), "basic_auth_users: is no mapping of names to bcrypt hashes"),
+            ("basic_auth_users: [alice]".to_owned(), "basic_auth_users: is not a mapping of names to bcrypt hashes"),
             (
                 "http_server_config: {headers: {X-XSS-Protection: \"a\\nb\"}}".to_owned(),
                 "http_server_config.headers.X-XSS-Protection: has characters that no header has",
             ),
-            ("- tls_server_config".to_owned(), "the file: is no mapping of keys to values"),
+            ("- tls_server_config".to_owned(), "the file: is not a mapping of keys to values"),
         ];
         for (text, expected) in cases {
             assert_eq!(mistakes(&text), [format!("line 1: {expected}")], "{text}");
@@ -497,7 +501,7 @@ web: {}
             (format!("{TLS}, key: x}}"), "tls_server_config.key: is not used, because key_file is given too"),
             (
                 format!("{TLS}, min_version: TLS10}}"),
-                "tls_server_config.min_version: TLS10 is broken and not served: TLS12 is used",
+                "tls_server_config.min_version: TLS10 is insecure and not supported: TLS12 is used",
             ),
             (
                 format!("{TLS}, cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA]}}"),

@@ -1,4 +1,4 @@
-//! Names and the like beside the statuses: whose they are, when they come and go, and that neither collector waits for
+//! Instance metadata beside the statuses: whose they are, when they come and go, and that neither collector waits for
 //! the other.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
@@ -199,7 +199,7 @@ async fn info_is_no_younger_than_the_statuses_it_stands_beside() {
     let renamed = AtomicNames::default();
     exporter
         .until(|metrics| {
-            // A new name every time, so that there is always something to publish anew.
+            // A new name every time, so that there is always something new to publish.
             tell(&simulator, 0, &json!({"instanceName": renamed.next()}));
             metrics.count("zenlayer_instance_status") == 0 && metrics.count(INFO) == 0
         })

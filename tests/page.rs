@@ -231,6 +231,7 @@ async fn the_page_updates_itself_and_asks_nobody_else() {
     let address = exporter.address;
     exporter.stop().await.unwrap();
     browser.until("!document.querySelector('#lost').hidden").await;
+    browser.until("/unreachable. The data below is from .*\\d/.test(document.querySelector('#lost').innerText)").await;
     let proxy = answer_503(address).await;
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(browser.evaluate("document.querySelector('#lost').hidden").await, json!(false), "a 503 passes for news");

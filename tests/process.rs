@@ -23,7 +23,7 @@ use zenlayer_exporter::simulator::{Fault, Knobs, Simulator, TOKEN};
 
 const DROPPED: &str = "zenlayer_exporter_log_lines_dropped_total";
 const LISTEN: &str = "--web.listen-address=127.0.0.1:0";
-/// Thousands of lines a poll.
+/// Thousands of lines per poll.
 const NOISY: [&str; 3] = ["--log.level=trace", "--zenlayer.page-size=1", "--zenlayer.concurrency=16"];
 
 /// The binary, with nothing of this machine's environment that could change what it does.
@@ -298,7 +298,7 @@ async fn sighup_rereads_the_secrets_and_polls() {
     fs::write(&file, TOKEN).unwrap();
     for _ in 0..2 {
         running.signal("HUP");
-        log.until(&["signal=SIGHUP", "rereading the secrets, there is no web config"]);
+        log.until(&["signal=SIGHUP", "rereading the secrets; no web config is set"]);
         log.until(&["poll succeeded"]);
     }
     running.until_up_is(1.0).await;

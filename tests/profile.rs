@@ -114,7 +114,7 @@ fn what_is_missing_is_named_with_what_there_is() {
     );
     assert_eq!(
         with(&["--zenlayer.profile"], Some(CREDENTIALS), Some("{current_profile: prod}")),
-        "--zenlayer.profile cannot be used: ~/.zenlayer/config.json is not the JSON that zeno writes, at line 1, column 2: mend it, or \
+        "--zenlayer.profile cannot be used: ~/.zenlayer/config.json is not the JSON that zeno writes, at line 1, column 2: fix it, or \
          run `zeno configure`"
     );
     let home = home(Some(CREDENTIALS), None);

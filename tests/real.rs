@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const HOSTILE: [&str; 6] =
     ["quote\"d", "back\\slash", "new\nline", "no new line: \\n", "}, {a=\"b\"} 1", "Größe 云 🦀"];
 
-/// Names and the like too.
+/// Instance metadata too.
 const INFO_ON: [&str; 2] = ["--collector.instance-info", "--collector.instance-info.tags=env"];
 
 /// Id and status of every instance.

@@ -137,7 +137,7 @@ async fn certificates_and_users_change_under_load_without_one_failed_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_change_leaves_the_old_one_in_use_until_it_is_mended() {
+async fn a_broken_change_leaves_the_old_one_in_use_until_it_is_fixed() {
     let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
     let folder = folder.path();
     let users = [("scraper", hash("s", 1))];

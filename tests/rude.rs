@@ -41,7 +41,7 @@ const SLACK_KIB: usize = 32 << 10;
 const SCRAPE: &str = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The binary, as its memory is to be measured; killed when dropped.
+/// The binary, as it is when its memory is measured; killed when dropped.
 struct Running {
     child: Child,
     /// Open for as long as it may write there.

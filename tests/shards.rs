@@ -122,7 +122,7 @@ async fn each_shard_asks_for_its_own_of_the_named_instances() {
     for scrape in scrapes {
         let polls = scrape.sum("zenlayer_exporter_polls_total");
         let requests = scrape.sum("zenlayer_exporter_api_requests_total");
-        // A poll may be under way. All 250 would take three requests a poll.
+        // A poll may be under way. All 250 would take three requests per poll.
         assert!((polls..=polls + 1.0).contains(&requests), "{requests} requests in {polls} polls");
     }
 }
@@ -149,7 +149,7 @@ async fn the_page_says_which_part_it_shows() {
     for (number, exporter) in shards(&simulator, 2, &[]).await.iter().enumerate() {
         let page = exporter.get("/").await;
         let polled =
-            format!("polls {}, shard {number} of 0 to 1 (", simulator.endpoint().as_str().trim_end_matches('/'));
+            format!("{}, shard {number} (numbered 0 to 1) (", simulator.endpoint().as_str().trim_end_matches('/'));
         assert!(page.text().contains(&polled), "{}", page.text());
     }
     let whole = Exporter::ready(config(&simulator, &[])).await;

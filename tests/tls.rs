@@ -75,7 +75,7 @@ async fn exporter(port: u16, ca_file: Option<&Path>) -> Exporter {
 async fn refusal(exporter: &Exporter) -> String {
     let tls = [("outcome", "tls")];
     let metrics = exporter.until(|metrics| metrics.value("zenlayer_exporter_polls_total", &tls) >= Some(1.0)).await;
-    assert_eq!(metrics.sum("zenlayer_exporter_api_retries_total"), 0.0, "a certificate does not mend itself");
+    assert_eq!(metrics.sum("zenlayer_exporter_api_retries_total"), 0.0, "a certificate does not fix itself");
     exporter.get("/readyz").await.text().to_owned()
 }
 

@@ -54,8 +54,8 @@ fn cases() -> Vec<(&'static str, String, Outcome)> {
     let old = "min_version: TLS12, max_version: TLS12";
     vec![
         ("empty", String::new(), Status(200)),
-        ("junk", "hWkNKCp3fvIx3jKnsaBI\nTuEjdwNS8A2vYdFbiKqr\n".into(), Refused("is no mapping")),
-        ("unknown key", tls("cert_filse: cert.pem"), Refused("cert_filse: is no key")),
+        ("junk", "hWkNKCp3fvIx3jKnsaBI\nTuEjdwNS8A2vYdFbiKqr\n".into(), Refused("is not a mapping")),
+        ("unknown key", tls("cert_filse: cert.pem"), Refused("cert_filse: is not a known key")),
         ("certificate path empty", tls("cert_file: '', key_file: key.pem"), Refused("cert_file is missing")),
         ("certificate empty", tls("cert: '', key_file: key.pem"), Refused("cert_file is missing")),
         ("key path empty", tls("cert_file: cert.pem, key_file: ''"), Refused("key_file is missing")),
@@ -66,7 +66,7 @@ fn cases() -> Vec<(&'static str, String, Outcome)> {
         ("both paths wrong", tls("cert_file: gone, key_file: gone"), Refused("cert_file: ")),
         ("authority without a policy", tls(&format!("{CERT}, client_ca_file: /dev/null")), Refused("client_ca_file: ")),
         ("authority's path wrong", tls(&format!("{CERT}, client_ca_file: gone")), Refused("client_ca_file: ")),
-        ("no hash", tls(CERT) + "basic_auth_users: {john: doe}\n", Refused("john: is no bcrypt hash")),
+        ("no hash", tls(CERT) + "basic_auth_users: {john: doe}\n", Refused("john: is not a bcrypt hash")),
         ("no suite", tls(&format!("{IF_GIVEN}, cipher_suites: [TLS_GCM_SHA2048]")), Refused("cipher_suites: ")),
         ("no curve", tls(&format!("{IF_GIVEN}, curve_preferences: [CurveP257]")), Refused("curve_preferences: ")),
         ("no version", tls(&format!("{IF_GIVEN}, min_version: TLS111")), Refused("min_version: ")),
@@ -102,7 +102,7 @@ fn cases() -> Vec<(&'static str, String, Outcome)> {
         ),
         ("content type options", headers("X-Content-Type-Options: sniff"), Refused("X-Content-Type-Options: ")),
         ("frame options", headers("X-Frame-Options: foo"), Refused("X-Frame-Options: ")),
-        ("another header", headers("Content-Type: foo"), Refused("Content-Type: is no key")),
+        ("another header", headers("Content-Type: foo"), Refused("Content-Type: is not a known key")),
         ("any client certificate", tls(&format!("{CERT}, client_auth_type: RequireAnyClientCert")), Named),
         ("a verified client certificate", tls(&format!("{CLIENT}, client_ca_file: ca.pem")), Named),
         (

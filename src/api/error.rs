@@ -1,4 +1,4 @@
-//! What can go wrong between a question and its answer, the label each kind has in metrics, and whether it may pass.
+//! What can go wrong between a request and its response, the label each kind has in metrics, and whether it may pass.
 //!
 //! Invariant: the text of an error says what failed, where, and what to do about it; the API's `code` and
 //! `requestId` are in it whenever the API gave them. It must not know how metrics or logs are written.
@@ -7,12 +7,14 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use crate::plural::counted;
+
 /// The actions this exporter asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Ids and statuses, by page or by id.
+    /// IDs and statuses, by page or by ID.
     DescribeInstancesStatus,
-    /// Names and what else is told of instances, by page or by id.
+    /// Instance metadata, by page or by ID.
     DescribeInstances,
 }
 
@@ -30,7 +32,7 @@ impl fmt::Display for Action {
 pub enum Part {
     /// The page of that number, from 1.
     Page(u64),
-    /// A look-up of that many ids.
+    /// A look-up of that many IDs.
     Ids(usize),
 }
 
@@ -38,7 +40,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Page(number) => write!(f, "page {number}"),
-            Self::Ids(count) => write!(f, "look-up of {count} ids"),
+            Self::Ids(count) => write!(f, "look-up of {}", counted(*count, "ID")),
         }
     }
 }
@@ -68,7 +70,7 @@ pub enum Kind {
     Policy,
     /// HTTP 3xx.
     Redirect,
-    /// A code of the form `…_NOT_FOUND`, as a look-up of ids that are gone may answer.
+    /// A code of the form `…_NOT_FOUND`, as a look-up of IDs that are gone may answer.
     NotFound,
     /// Any other refusal.
     Client,

@@ -126,7 +126,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// What is wrong with the other side's TLS, where `error` stems from that and no retry can mend it.
+/// What is wrong with the other side's TLS, where `error` stems from that and no retry can fix it.
 pub(super) fn refusal(error: &(dyn Error + 'static)) -> Option<String> {
     let mut cause = Some(error);
     while let Some(error) = cause {

@@ -1,4 +1,4 @@
-//! Who asks: a key pair, a token, or a profile of the vendor's CLI, from flags or from the vendor's own variables.
+//! The credentials: a key pair, a token, or a profile of the vendor's CLI, from flags or the vendor's own variables.
 //!
 //! Invariant: exactly one of them is chosen, and it is there now. It must not read the environment itself, nor show any
 //! of a secret.
@@ -100,7 +100,7 @@ impl Check<'_> {
         self.profile("--zenlayer.profile", name)
     }
 
-    /// The profile is chosen once and read at every poll: who switches to another in a shell does not mean the exporter.
+    /// The profile is chosen once and read at every poll: switching to another in a shell does not affect it.
     fn profile(&mut self, setting: &str, name: &str) -> Option<CredentialSource> {
         let Some((_, home)) = self.variable(&["HOME"]) else {
             return self.wrong(setting, "needs a home directory, and HOME is not set: set it, or use a key or token");

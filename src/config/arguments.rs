@@ -130,7 +130,9 @@ impl<'a> Reader<'a> {
             Some((_, text)) if text.contains(char::REPLACEMENT_CHARACTER) => {
                 self.mistakes.push(format!("the value of {setting} is not valid UTF-8"));
             }
-            Some((value, "")) => self.mistakes.push(invalid(setting, value, "a value, or no such flag")),
+            Some((value, "")) => {
+                self.mistakes.push(invalid(setting, value, "a value; leave the flag out to use its default"));
+            }
             Some((_, text)) if is_switch => match boolean(text) {
                 Some(true) => self.accepted.push(flag),
                 Some(false) => {}
@@ -140,7 +142,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Notes an argument that is no flag of ours.
+    /// Notes an argument that is not a flag.
     fn reject(&mut self, place: usize, typed: &str) {
         let bare = typed.trim_start_matches(DASHES);
         let known: Vec<_> = self.declared.iter().map(|arg| format!("--{}", name(arg))).collect();

@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::Flags;
 use super::check::Check;
+use crate::plural::counted;
 use crate::web_config;
 
 const BEGIN: &str = "-----BEGIN ";
@@ -67,8 +68,8 @@ fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     if certificates.len() < labels.len() {
         let (read, total) = (certificates.len(), labels.len());
         return Err(format!(
-            "has {total} certificates, of which only {read} can be read: expected each -----BEGIN CERTIFICATE----- on a \
-             line of its own"
+            "has {}, of which only {read} can be read: expected each -----BEGIN CERTIFICATE----- on a line of its own",
+            counted(total, "certificate")
         ));
     }
     Ok(certificates)

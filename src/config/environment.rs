@@ -1,4 +1,4 @@
-//! The environment variables of the process, and those of them that look like a setting but are none.
+//! The environment variables of the process, and those of them that look like a setting but are not one.
 //!
 //! Invariant: an empty variable is unset, and one that cannot be read is an error, never unset.
 
@@ -69,7 +69,7 @@ fn misspelt(name: &str, value: &str, ours: &[String]) -> Option<String> {
 }
 
 /// The known name that differs least from `name`, and in how many letters, where it looks like a mistake. The prefix,
-/// which all have, is no likeness.
+/// which all have, does not count.
 pub(super) fn closest<'a>(name: &str, prefix: &str, known: impl Iterator<Item = &'a str>) -> Option<(usize, &'a str)> {
     let rest = name.strip_prefix(prefix).unwrap_or(name);
     let distance = |known: &str| strsim::damerau_levenshtein(rest, known.strip_prefix(prefix).unwrap_or(known));

@@ -8,11 +8,11 @@ use clap::Parser;
 /// Prometheus exporter for the status of Zenlayer Cloud instances.
 ///
 /// Secrets are never flags: set ZENLAYER_ACCESS_KEY_SECRET (or ZENLAYERCLOUD_ACCESS_KEY_PASSWORD) or ZENLAYER_TOKEN,
-/// or name a file. Durations are like 30s, 5m, 1h30m. Switches also take a value: --once=false.
+/// or use a file. Durations: 30s, 5m, 1h30m. Switches also accept a value: --once=false.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "zenlayer-exporter", version = crate::build_info::VERSION, hide_possible_values = true)]
 pub struct Flags {
-    /// Address to listen on; :PORT is every interface, IPv4 and IPv6; repeatable
+    /// Address to listen on; :PORT means all interfaces, IPv4 and IPv6; repeatable
     #[arg(long = "web.listen-address", value_name = "ADDRESS", value_delimiter = ',', default_value = ":10980")]
     pub web_listen_address: Vec<String>,
 
@@ -20,72 +20,72 @@ pub struct Flags {
     #[arg(long = "web.telemetry-path", value_name = "PATH", default_value = "/metrics")]
     pub web_telemetry_path: String,
 
-    /// TLS and basic auth, in the Prometheus exporter-toolkit's YAML; read again when it changes
+    /// TLS and basic auth, in the Prometheus exporter-toolkit's YAML; reloaded when it changes
     #[arg(long = "web.config.file", value_name = "FILE")]
     pub web_config_file: Option<String>,
 
-    /// Let /healthz and /readyz take no password, whatever --web.config.file says
+    /// Serve /healthz and /readyz without authentication, whatever --web.config.file says
     #[arg(long = "web.open-health")]
     pub web_open_health: bool,
 
-    /// Connections that have sent a request; one more closes the least active one
+    /// Maximum number of connections that have sent a request; one more closes the least active one
     #[arg(long = "web.max-connections", value_name = "N", default_value = "256")]
     pub web_max_connections: String,
 
-    /// Where the API is; a bare domain means https [also: ZENLAYER_ENDPOINT, ZENLAYERCLOUD_DOMAIN] [default: https://console.zenlayer.com]
+    /// Address of the API; a bare domain means https [also: ZENLAYER_ENDPOINT, ZENLAYERCLOUD_DOMAIN] [default: https://console.zenlayer.com]
     #[allow(rustdoc::bare_urls, reason = "brackets around it would show in --help")]
     #[arg(long = "zenlayer.endpoint", value_name = "URL")]
     pub zenlayer_endpoint: Option<String>,
 
-    /// Service whose instances to watch: vm or zec
+    /// Service to poll: vm or zec
     #[arg(long = "zenlayer.service", value_name = "SERVICE", default_value = "vm")]
     pub zenlayer_service: String,
 
-    /// Version of the API, like 2023-03-13 [default: the newest of the service]
+    /// API version, such as 2023-03-13 [default: the newest of the service]
     #[arg(long = "zenlayer.api-version", value_name = "DATE")]
     pub zenlayer_api_version: Option<String>,
 
-    /// Access key id [also: ZENLAYER_ACCESS_KEY_ID, ZENLAYERCLOUD_ACCESS_KEY_ID]
+    /// Access key ID [also: ZENLAYER_ACCESS_KEY_ID, ZENLAYERCLOUD_ACCESS_KEY_ID]
     #[arg(long = "zenlayer.access-key-id", value_name = "ID")]
     pub zenlayer_access_key_id: Option<String>,
 
-    /// File with the access key password, read again at every poll
+    /// File with the access key password, reread at every poll
     #[arg(long = "zenlayer.access-key-password-file", value_name = "FILE")]
     pub zenlayer_access_key_password_file: Option<String>,
 
-    /// File with a personal access token instead of a key pair, read again at every poll
+    /// File with a personal access token instead of a key pair, reread at every poll
     #[arg(long = "zenlayer.token-file", value_name = "FILE")]
     pub zenlayer_token_file: Option<String>,
 
-    /// Profile of the vendor's CLI, zeno, to take key or token from; without NAME the one zeno uses
+    /// Profile of the vendor's CLI, zeno, with the key or token; without NAME, the one zeno uses
     #[arg(long = "zenlayer.profile", value_name = "NAME", num_args = 0..=1, default_missing_value = "current")]
     pub zenlayer_profile: Option<String>,
 
-    /// Watch only these instances; comma-separated or repeated [default: all]
+    /// Poll only these instance IDs; comma-separated or repeated [default: all]
     #[arg(long = "zenlayer.instance-ids", value_name = "IDS", value_delimiter = ',')]
     pub zenlayer_instance_ids: Vec<String>,
 
-    /// Watch only this resource group (zec)
+    /// Poll only this resource group (zec)
     #[arg(long = "zenlayer.resource-group-id", value_name = "ID")]
     pub zenlayer_resource_group_id: Option<String>,
 
-    /// File with authorities, or the server's own certificate, to trust besides the system's and Mozilla's authorities
+    /// PEM file with certificates to trust for the API, in addition to the system's and Mozilla's authorities
     #[arg(long = "zenlayer.ca-file", value_name = "FILE")]
     pub zenlayer_ca_file: Option<String>,
 
-    /// Allow an http:// endpoint that is not on loopback: the API's answers can be read and changed on the way
+    /// Allow http:// endpoints outside loopback; anyone on the network path can read and change the traffic
     #[arg(long = "zenlayer.allow-plain-http")]
     pub zenlayer_allow_plain_http: bool,
 
-    /// Instances a page, 1 to 1000
+    /// Instances per page, 1 to 1000
     #[arg(long = "zenlayer.page-size", value_name = "N", default_value = "1000")]
     pub zenlayer_page_size: String,
 
-    /// Requests in flight at most
+    /// Maximum number of requests in flight
     #[arg(long = "zenlayer.concurrency", value_name = "N", default_value = "4")]
     pub zenlayer_concurrency: String,
 
-    /// How long one request to the API may take, body included
+    /// Timeout of one request to the API, including its body
     #[arg(long = "zenlayer.request-timeout", value_name = "DURATION", default_value = "10s")]
     pub zenlayer_request_timeout: String,
 
@@ -93,7 +93,7 @@ pub struct Flags {
     #[arg(long = "poll.interval", value_name = "DURATION")]
     pub poll_interval: Option<String>,
 
-    /// How long one whole poll with its retries may take
+    /// Timeout of one poll, including its retries
     #[arg(long = "poll.timeout", value_name = "DURATION", default_value = "2m")]
     pub poll_timeout: String,
 
@@ -101,7 +101,7 @@ pub struct Flags {
     #[arg(long = "poll.max-staleness", value_name = "DURATION", default_value = "5m")]
     pub poll_max_staleness: String,
 
-    /// Ask for names, zones, types and expiry of instances too
+    /// Also collect names, zones, types and expiry of instances
     #[arg(long = "collector.instance-info")]
     pub collector_instance_info: bool,
 
@@ -109,19 +109,19 @@ pub struct Flags {
     #[arg(long = "collector.instance-info.interval", value_name = "DURATION", default_value = "5m")]
     pub collector_instance_info_interval: String,
 
-    /// Tags to show as labels of zenlayer_instance_info, env as tag_env; comma-separated or repeated
+    /// Tags to add as labels to zenlayer_instance_info (env becomes tag_env); comma-separated or repeated
     #[arg(long = "collector.instance-info.tags", value_name = "TAGS", value_delimiter = ',')]
     pub collector_instance_info_tags: Vec<String>,
 
-    /// Serve only this part of the account, of 0 to --total-shards less 1; auto: the number that ends the host name
+    /// Shard to serve, from 0 to N-1 of --total-shards=N; auto takes the number at the end of the host name
     #[arg(long = "shard", value_name = "N", default_value = "0")]
     pub shard: String,
 
-    /// How many exporters the instances are spread over
+    /// Number of shards that the instances are distributed over
     #[arg(long = "total-shards", value_name = "N", default_value = "1")]
     pub total_shards: String,
 
-    /// current: one series an instance; all: one an instance and known status, 1 or 0
+    /// current: one series per instance; all: one series per instance and known status, 1 or 0
     #[arg(long = "metrics.status-series", value_name = "WHICH", default_value = "current")]
     pub metrics_status_series: String,
 
@@ -133,19 +133,19 @@ pub struct Flags {
     #[arg(long = "log.format", value_name = "FORMAT", default_value = "logfmt")]
     pub log_format: String,
 
-    /// Poll a simulated API inside this process, with N instances, at least 2 (500): no account needed
+    /// Poll a simulated API inside this process with N instances (default 500, at least 2); no account needed
     #[arg(long = "demo", value_name = "N", num_args = 0..=1, default_missing_value = "500")]
     pub demo: Option<String>,
 
-    /// Poll once, print the metrics, exit 0, or 1 when the poll failed
+    /// Poll once, print the metrics, and exit: 0, or 1 if the poll failed
     #[arg(long = "once")]
     pub once: bool,
 
-    /// Check every setting and file, make one request, say what is wrong, exit
+    /// Check all settings and files, make one request, report problems, and exit
     #[arg(long = "config.check")]
     pub config_check: bool,
 
-    /// Ask the exporter that runs on the listen address whether it is healthy, exit 0 or 1
+    /// Check the exporter running on the listen address, and exit: 0 if it is healthy, else 1
     #[arg(long = "healthcheck")]
     pub healthcheck: bool,
 }

@@ -43,7 +43,7 @@ impl Check<'_> {
                 Ok(Some(text)) => text.to_owned(),
                 Err(mistake) => {
                     self.mistakes.push(mistake);
-                    // It is given, so nothing is to be reported as missing.
+                    // It is given, so nothing must be reported as missing.
                     "unreadable".to_owned()
                 }
             };

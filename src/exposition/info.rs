@@ -1,4 +1,4 @@
-//! What is told of instances → bytes in the Prometheus text format.
+//! Instance metadata → bytes in the Prometheus text format.
 //!
 //! Invariant: the same infos are always the same bytes. It must not know a clock, a socket or a registry.
 
@@ -10,12 +10,12 @@ use super::{escape, header};
 use crate::buffer::Buffer;
 use crate::model::{Info, Infos, SHARED};
 
-/// Name, zone and the like of each instance.
+/// Name, zone and similar metadata of each instance.
 pub(crate) const INSTANCE_INFO: &str = "zenlayer_instance_info";
 /// When each subscription ends.
 pub(crate) const INSTANCE_EXPIRY: &str = "zenlayer_instance_expiry_timestamp_seconds";
 
-const INFO_HELP: &str = "Name, zone and the like of each instance; always 1.";
+const INFO_HELP: &str = "Name, zone and similar metadata of each instance; always 1.";
 const EXPIRY_HELP: &str = "Unix time at which each subscription ends.";
 /// The labels of [`Info::shared`], before those of tags.
 const SHARED_LABELS: [&str; SHARED] =

@@ -19,7 +19,7 @@ use crate::web_config::Settings;
 pub(crate) struct Gate {
     in_use: RwLock<Arc<InUse>>,
     checks: Checks,
-    /// Health is no secret and takes no password.
+    /// Health needs no password.
     open_health: bool,
 }
 

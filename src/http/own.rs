@@ -1,4 +1,4 @@
-//! The exporter's own metrics as served: a few kilobytes, rendered at most once a second however many scrape.
+//! The exporter's own metrics as served: a few kilobytes, rendered at most once per second, however many clients scrape.
 //!
 //! Invariant: the end of a poll is seen at the next scrape. It must not know what the metrics are.
 
@@ -57,7 +57,7 @@ impl Format {
     }
 }
 
-/// The last rendering, for whoever asks while it is young.
+/// The last rendering, for all requests while it is young.
 #[derive(Debug, Default)]
 pub(crate) struct Own(Mutex<Option<Arc<Rendering>>>);
 
@@ -98,7 +98,7 @@ impl InFormat {
         self.body().text.clone()
     }
 
-    /// The end of a gzip member; it takes tens of microseconds, and only the first who asks for it.
+    /// The end of a gzip member; it takes tens of microseconds, and only for the first request that needs it.
     pub(super) fn zipped(&self) -> &gzip::Part {
         let Body { text, zipped } = self.body();
         zipped.get_or_init(|| gzip::Part::last(text))

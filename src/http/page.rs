@@ -12,6 +12,7 @@ use base64::prelude::BASE64_STANDARD;
 use ring::digest;
 
 use crate::model::Infos;
+use crate::plural::counted;
 use crate::snapshot::{Count, Rendered, Report};
 
 const STYLE: &str = include_str!("page/style.css");
@@ -65,8 +66,8 @@ pub(super) fn render(view: &View<'_>) -> String {
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>zenlayer-exporter</title>\n\
          <style>{STYLE}</style>\n</head>\n<body>\n<h1>zenlayer-exporter {}</h1>\n\
-         <p class=\"muted\">polls {} (<code>{service}</code>) every {}</p>\n\
-         <p id=\"lost\" class=\"state bad\" hidden>The exporter does not answer: what follows is old.</p>\n<main>\n",
+         <p class=\"muted\">{} (<code>{service}</code>), polled every {}</p>\n\
+         <p id=\"lost\" class=\"state bad\" hidden></p>\n<main>\n",
         escape(crate::build_info::VERSION),
         escape(polled),
         humantime::format_duration(*interval),
@@ -96,13 +97,13 @@ fn state(page: &mut String, view: &View<'_>) {
         (Some(Ok(count)), Some(_)) if count.missing > 0 => {
             let Count { instances, missing } = count;
             let text = format!("Polled {age} ago: {instances} of {} instances.", *instances as u64 + missing);
-            ("warn", format!("{text} The other {missing} are missing from the API's answers: see the log."), None)
+            ("warn", format!("{text} The API's answers leave out {missing}: see the log."), None)
         }
         (Some(Ok(Count { instances: 0, .. })), Some(_)) => {
             ("warn", format!("{} Polled {age} ago.", with_code(&view.about.nothing_found)), None)
         }
         (Some(Ok(Count { instances, .. })), Some(_)) => {
-            ("good", format!("{instances} instances, polled {age} ago."), None)
+            ("good", format!("{}, polled {age} ago.", counted(*instances, "instance")), None)
         }
         (Some(Ok(_)), None) => ("bad", format!("{too_old} The poll loop has stopped."), None),
         (Some(Err(error)), Some(_)) => {
@@ -142,7 +143,7 @@ fn others(page: &mut String, snapshot: &Rendered, view: &View<'_>) {
     if count == 0 {
         let is_complete =
             view.report.is_some_and(|report| report.outcome.as_ref().is_ok_and(|count| count.missing == 0));
-        // A page without instances is no reason to be at ease.
+        // No instances at all is not good news.
         if !snapshot.inventory.is_empty() {
             let shown = if is_complete { "" } else { " shown" };
             let _ = writeln!(page, "<h2>Every instance{shown} is RUNNING</h2>");
@@ -240,7 +241,7 @@ mod tests {
             "{page}"
         );
         assert!(page.contains("5s ago: <bdi>&lt;b&gt;&quot;&amp;&#39;</bdi></p>"), "{page}");
-        assert!(page.contains("polls https://&lt;api&gt; (<code>vm</code>) every 30s"), "{page}");
+        assert!(page.contains("https://&lt;api&gt; (<code>vm</code>), polled every 30s"), "{page}");
         assert_eq!(page.matches("<script>").count(), 1, "the page's own and no other");
     }
 
@@ -248,10 +249,9 @@ mod tests {
     fn it_says_first_whether_to_trust_it() {
         let one = snapshot(&[("a", "RUNNING")]);
         assert!(page(None, None).contains(r#"<p class="state warn">The first poll is in progress.</p>"#));
-        assert!(page(Some(Ok(1)), Some(&one)).contains(r#"<p class="state good">1 instances, polled 1m 5s ago.</p>"#));
+        assert!(page(Some(Ok(1)), Some(&one)).contains(r#"<p class="state good">1 instance, polled 1m 5s ago.</p>"#));
         let short = page(Some(Ok(200)), Some(&one));
-        let missing =
-            "Polled 1m 5s ago: 200 of 202 instances. The other 2 are missing from the API's answers: see the log.";
+        let missing = "Polled 1m 5s ago: 200 of 202 instances. The API's answers leave out 2: see the log.";
         assert!(short.contains("<h2>Every instance shown is RUNNING</h2>"), "{short}");
         assert!(short.contains(&format!(r#"<p class="state warn">{missing}</p>"#)), "{short}");
         let nothing = page(Some(Ok(0)), Some(&snapshot(&[])));

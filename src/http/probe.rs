@@ -56,8 +56,8 @@ pub enum ProbeError {
     /// Nothing listens there.
     #[error("cannot connect: {0}: is the exporter running, with the same --web.listen-address?")]
     Connect(io::Error),
-    /// What listens there speaks TLS, but not so that anybody could follow.
-    #[error("no TLS that could be followed: {0}: is it the exporter that listens there?")]
+    /// What listens there speaks TLS, and the handshake failed.
+    #[error("TLS handshake failed: {0}: is it the exporter that listens there?")]
     Tls(io::Error),
     /// What listens there does not speak HTTP.
     #[error("no HTTP answer: {0}: is it the exporter that listens there?")]

@@ -1,6 +1,6 @@
-//! The web config's files, looked at again and again, and put in use when they changed.
+//! Reloads the web config when its files change.
 //!
-//! Invariant: what does not work is never put in use, and is told once. It must not know what the settings are for.
+//! Invariant: what does not work is never put in use, and is reported once. It must not know what the settings are for.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -112,7 +112,7 @@ mod tests {
         write("web: {a: b}\n");
         assert!(watched.look().is_none(), "it was");
         assert!(watched.look().unwrap().settings.is_err());
-        assert!(watched.look().is_none(), "a mistake is told once");
+        assert!(watched.look().is_none(), "a mistake is reported once");
         write("");
         assert!(watched.look().is_none());
         assert!(watched.look().unwrap().settings.is_ok(), "back to what was in use");

@@ -1,4 +1,4 @@
-//! What is told of an instance besides its status: a name for people, where it is, what it is, when it ends.
+//! Instance metadata: name, zone, type, tags and the end of the subscription.
 //!
 //! Invariant: an [`Infos`] is ordered by id and has no id twice. It must not know JSON, HTTP or Prometheus.
 
@@ -72,7 +72,7 @@ impl Infos {
         self.order.len()
     }
 
-    /// Whether nothing is told of any.
+    /// Whether no instance has metadata.
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
@@ -82,7 +82,7 @@ impl Infos {
         self.order.iter().map(|&row| self.row(row as usize))
     }
 
-    /// What is told of that instance.
+    /// The metadata of that instance.
     pub fn find(&self, id: &str) -> Option<Info<'_>> {
         let place = self.order.binary_search_by(|&row| self.id(row).cmp(id)).ok()?;
         Some(self.row(self.order[place] as usize))
@@ -93,13 +93,13 @@ impl Infos {
         self.texts.iter()
     }
 
-    /// The ids of `inventory` of which nothing is told, in order.
+    /// The IDs of `inventory` without metadata, in order.
     pub fn missing<'a>(&self, inventory: &'a Inventory) -> Vec<&'a str> {
         let mut infos = self.iter().peekable();
         inventory.iter().map(|instance| instance.id).filter(|id| seek(&mut infos, id).is_none()).collect()
     }
 
-    /// What is told of the instances of `inventory`: by `later` where it has one, else as here.
+    /// The metadata of the instances of `inventory`: by `later` where it has one, else as here.
     ///
     /// # Errors
     /// When there is no room for it.

@@ -1,4 +1,4 @@
-//! Names and the like as the poller publishes them: of the instances that exist, rendered when they change.
+//! Instance metadata as the poller publishes it: of the instances that exist, rendered when they change.
 //!
 //! Invariant: once an inventory is known, nothing is kept of instances that it has not. It must not know when anything is
 //! asked for, nor how.
@@ -86,7 +86,7 @@ impl Names {
         match renewed {
             Ok(infos) => self.replace(infos),
             Err(overflow) => {
-                tracing::error!(error = %overflow, "names and the like of instances are too much: they stay as they were");
+                tracing::error!(error = %overflow, "instance metadata does not fit; keeping the previous metadata");
                 false
             }
         }

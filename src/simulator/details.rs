@@ -1,4 +1,4 @@
-//! What DescribeInstances tells of a simulated instance: made up from its id, so that a million need no memory for it.
+//! Metadata of simulated instances: derived from the ID, so that a million need no memory for it.
 //!
 //! Invariant: the same id, seed and time, the same details. It must not know HTTP.
 

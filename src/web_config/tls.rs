@@ -87,7 +87,7 @@ impl Check<'_> {
         if fields.is_empty() {
             return None;
         }
-        // Each is checked before any is missed: all mistakes are to be told.
+        // Each is checked before any is missed: all mistakes are reported.
         let chain = self.certificate(&mut fields, line);
         let key = self.key(&mut fields, line);
         let provider = self.provider(&mut fields);
@@ -238,7 +238,7 @@ impl Check<'_> {
             } else {
                 all_known = false;
                 let known: Vec<_> = known.iter().map(|(known, _)| &**known).collect();
-                let what = format!("{name:?} is not to be had here: there are {}", known.join(", "));
+                let what = format!("{name:?} is not supported: expected one of {}", known.join(", "));
                 self.wrong::<()>(line, &path, &what);
             }
         }
@@ -265,15 +265,19 @@ impl Check<'_> {
             "TLS12" => Some(12),
             "TLS13" => Some(13),
             "TLS10" | "TLS11" if key == "min_version" => {
-                self.warn(line, &format!("{PATH}.{key}"), &format!("{text} is broken and not served: TLS12 is used"));
+                self.warn(
+                    line,
+                    &format!("{PATH}.{key}"),
+                    &format!("{text} is insecure and not supported: TLS12 is used"),
+                );
                 Some(12)
             }
             "TLS10" | "TLS11" => self.wrong(
                 line,
                 &format!("{PATH}.{key}"),
-                &format!("{text} is broken and not served: give TLS12 or TLS13"),
+                &format!("{text} is insecure and not supported: set TLS12 or TLS13"),
             ),
-            _ => self.wrong(line, &format!("{PATH}.{key}"), &format!("{text:?} is none of TLS12, TLS13")),
+            _ => self.wrong(line, &format!("{PATH}.{key}"), &format!("expected TLS12 or TLS13, not {text:?}")),
         }
     }
 
@@ -290,7 +294,7 @@ impl Check<'_> {
         let Some((line, text)) = self.text(fields, "client_auth_type") else { return Some(ClientAuth::None) };
         types.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).or_else(|| {
             let names = types.map(|(name, _)| name).join(", ");
-            self.wrong(line, &format!("{PATH}.client_auth_type"), &format!("{text:?} is none of {names}"))
+            self.wrong(line, &format!("{PATH}.client_auth_type"), &format!("expected one of {names}, not {text:?}"))
         })
     }
 
@@ -349,7 +353,7 @@ impl Check<'_> {
         let name = format!("{PATH}.client_allowed_sans");
         let Some(allowed) = self.texts(fields, "client_allowed_sans") else { return Ok(None) };
         if allowed.is_empty() {
-            let wrong = "is empty, so nobody could connect: name who may, or leave it out";
+            let wrong = "is empty, so that no client could connect: list the allowed names, or leave it out";
             return self.wrong(fields.line(), &name, wrong).ok_or(Noted);
         }
         if matches!(kind, Some(ClientAuth::None | ClientAuth::Request | ClientAuth::VerifyIfGiven)) {

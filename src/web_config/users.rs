@@ -31,7 +31,7 @@ impl Hash {
     /// # Errors
     /// What is wrong with it, without any of it.
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
-        const NO_HASH: &str = "is no bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'";
+        const NO_HASH: &str = "is not a bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'";
         let parts = || {
             let rest = ["$2a$", "$2b$", "$2y$"].iter().find_map(|prefix| text.strip_prefix(prefix))?;
             let (cost, rest) = rest.split_once('$')?;
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn what_is_no_hash_is_refused_without_being_shown() {
-        let no_hash = "is no bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'";
+        let no_hash = "is not a bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'";
         let cut = &VECTOR[..59];
         let cost = |cost| VECTOR.replacen("$04$", cost, 1);
         for text in

@@ -109,7 +109,7 @@ impl<'a> Reader<'a> {
             };
             let Node { line, value } = self.node(next, depth + 1)?;
             let Value::Text(key) = value else {
-                return Err(format!("line {line}: is no text where a key should be"));
+                return Err(format!("line {line}: expected a string as the key"));
             };
             if let Some(first) = map.iter().find(|entry| entry.key == key) {
                 return Err(format!("line {line}: key {key:?} is there twice, first in line {}", first.line));
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(mistake("a: 1\n---\nb: 2\n"), "line 2: begins a second document: keep one");
         assert_eq!(mistake(&"[".repeat(20)), "line 1: is nested deeper than any setting");
         assert_eq!(mistake(&"[".repeat(100_000)), "line 1: is no YAML: recursion limit exceeded");
-        assert_eq!(mistake("[a]: 1\n"), "line 1: is no text where a key should be");
+        assert_eq!(mistake("[a]: 1\n"), "line 1: expected a string as the key");
         assert!(mistake("a: [1\n").contains(": is no YAML: "), "{}", mistake("a: [1\n"));
     }
 }

@@ -46,7 +46,7 @@ pub fn page(body: &[u8]) {
     if let Ok(Answer::Page(page)) = &answer {
         check_against(page, &document);
     }
-    // Written anew, so that a key given twice, which the reader may reject, is given once.
+    // Written again, so that a key given twice, which the reader may reject, is given once.
     let document_body = document.to_string();
     if is_page(&document) && !is_failure(&document) {
         match read_answer(document_body.as_bytes()) {

@@ -1,4 +1,4 @@
-//! What DescribeInstances tells of an instance, of which all but the id is for people (reference: DescribeInstances).
+//! Reads instance metadata from responses of DescribeInstances (reference: DescribeInstances).
 //!
 //! Invariant: whatever stands in the place of a text or a time, the entry is read; only an id must be one. It must not
 //! know which tags anybody wants.

@@ -3,7 +3,7 @@ const every = 5000;
 async function fresh() {
   const answer = await fetch(location.href, { cache: "no-store", signal: AbortSignal.timeout(every) });
   const page = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
-  // A proxy's page is no answer of the exporter's.
+  // A proxy's error page does not come from the exporter.
   if (!answer.ok || !page) throw new Error("no page");
   return page;
 }
@@ -14,10 +14,17 @@ function swap(page) {
     if (part.outerHTML !== shown.children[place].outerHTML) shown.children[place].replaceWith(part);
   });
 }
+let updated = new Date();
 async function update() {
   const page = await fresh().catch(() => null);
-  document.querySelector("#lost").hidden = page !== null;
-  if (page) swap(page);
+  const lost = document.querySelector("#lost");
+  lost.hidden = page !== null;
+  if (page) {
+    updated = new Date();
+    swap(page);
+  } else {
+    lost.textContent = `Exporter unreachable. The data below is from ${updated.toLocaleTimeString()}.`;
+  }
   setTimeout(update, every);
 }
 setTimeout(update, every);
