@@ -4,7 +4,7 @@
 //! It must not know what the secret is for.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -102,6 +102,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<&str, Flaw> {
 /// # Errors
 /// When it cannot be read, or is too long to hold any.
 pub(crate) fn contents(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretFileError> {
+    // Opening a named pipe waits for somebody to write to it.
+    let is_file = fs::metadata(path).map(|found| found.is_file());
+    if is_file.is_ok_and(|is_file| !is_file) {
+        return Err(SecretFileError::NotAFile(path.to_owned()));
+    }
     // All the room at once: a buffer that grows leaves its bytes behind, and those would not be overwritten.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LONGEST_FILE + 1));
     let enough = LONGEST_FILE as u64 + 1;
@@ -145,6 +150,9 @@ pub enum SecretFileError {
         /// Why it cannot be read.
         source: std::io::Error,
     },
+    /// It is a directory, a named pipe or a device.
+    #[error("{} is not a regular file: name the file that holds the secret", .0.display())]
+    NotAFile(PathBuf),
     /// The file system that it is on does not answer.
     #[error(
         "{} cannot be read within {}: check the file system that it is on",
