@@ -210,7 +210,7 @@ impl Session<'_> {
         query: &Query<'_>,
         request: u64,
     ) -> Result<P, ApiError> {
-        let Client { backoff, observer, .. } = self.client;
+        let Client { backoff, pacer, observer, .. } = self.client;
         let body = Bytes::from(query.to_json());
         let longest = body::limit(P::LONGEST_BODY, query.page_size);
         let mut tries = 1;
@@ -224,6 +224,9 @@ impl Session<'_> {
             };
             error.request = Some((action, part));
             error.tries = tries;
+            if pause.is_some() {
+                pacer.remember(&error);
+            }
             if tries == backoff.tries || !error.kind.may_pass() {
                 return Err(error);
             }
@@ -255,7 +258,7 @@ impl Session<'_> {
         body: Bytes,
         longest: usize,
     ) -> Result<P, (ApiError, Option<Duration>)> {
-        let permit = self.client.pacer.admit().await;
+        let permit = self.failures.wait(self.client.pacer.admit()).await;
         let started = Instant::now();
         let connections = self.client.transport.connections(started);
         let result = self.exchange(&connections, action, body, longest).await;

@@ -17,7 +17,7 @@ use common::{Exporter, Metrics, config, held};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use zenlayer_exporter::Options;
-use zenlayer_exporter::api::Action;
+use zenlayer_exporter::api::{Action, Backoff};
 use zenlayer_exporter::clock::Clock;
 use zenlayer_exporter::config::{Config, CredentialSource, SecretSource, Target};
 use zenlayer_exporter::model::Service;
@@ -775,6 +775,45 @@ async fn a_poll_that_takes_too_long_reports_the_last_error_of_its_requests() {
     // A rate limit holds requests back before they are sent.
     simulator.set(|knobs| knobs.fault = Some(waits(429)));
     let metrics = exporter.until(|metrics| polls(metrics, "rate_limit") >= Some(1.0)).await;
+    assert_eq!(polls(&metrics, "deadline"), Some(0.0));
+}
+
+/// Each poll but the first sends nothing: it waits for what an earlier poll was told.
+#[tokio::test]
+async fn a_poll_that_waits_for_an_earlier_polls_rate_limit_reports_it() {
+    start_log();
+    let body = r#"{"requestId":"T9","code":"REQUEST_LIMIT_EXCEEDED","message":"slow down"}"#;
+    let headers = vec![("retry-after", "60".to_owned())];
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+    let mut config = impatient(&simulator, &[]);
+    config.poll.timeout = Duration::from_millis(300);
+    let exporter = Exporter::ready(config).await;
+    simulator.set(|knobs| knobs.fault = Some(Fault::Answer { status: 429, headers, body: body.into() }));
+    let polls = |metrics: &Metrics, outcome| metrics.value("zenlayer_exporter_polls_total", &[("outcome", outcome)]);
+    let metrics = exporter.until(|metrics| polls(metrics, "rate_limit") >= Some(3.0)).await;
+    assert_eq!(polls(&metrics, "deadline"), Some(0.0));
+    let refused = [("action", "DescribeInstancesStatus"), ("code", "429")];
+    assert_eq!(metrics.value("zenlayer_exporter_api_requests_total", &refused), Some(1.0));
+    let says = "the poll did not finish within 300ms; the last error: DescribeInstancesStatus, page 1: HTTP 429, code \
+                REQUEST_LIMIT_EXCEEDED, slow down (requestId T9): raise --poll.interval";
+    assert!(exporter.get("/").await.text().contains(says), "{}", exporter.get("/").await.text());
+}
+
+#[tokio::test]
+async fn a_poll_that_learned_pacing_makes_too_long_reports_the_rate_limit() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 40)).await.unwrap();
+    let mut config = impatient(&simulator, &["--zenlayer.page-size=1"]);
+    config.poll.timeout = Duration::from_secs(2);
+    let backoff = Backoff { pause: Duration::from_millis(1500), ..common::QUICK };
+    let exporter = Exporter::start_with(config, backoff).await;
+    exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    let one = Fault::answer(429, r#"{"requestId":"T9","code":"REQUEST_LIMIT_EXCEEDED"}"#);
+    simulator.set(|knobs| knobs.fault = Some(one));
+    exporter.until(|metrics| metrics.sum("zenlayer_exporter_api_retries_total") >= 1.0).await;
+    // From now on every request succeeds, 150 ms or more after the one before it: 41 take more than 2 s.
+    simulator.set(|knobs| knobs.fault = None);
+    let polls = |metrics: &Metrics, outcome| metrics.value("zenlayer_exporter_polls_total", &[("outcome", outcome)]);
+    let metrics = exporter.until(|metrics| polls(metrics, "rate_limit") >= Some(2.0)).await;
     assert_eq!(polls(&metrics, "deadline"), Some(0.0));
 }
 

@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::plural::counted;
@@ -78,7 +79,7 @@ pub enum Kind {
     Credentials,
     /// Answers that cannot all be true, or more than the exporter takes.
     Inconsistent,
-    /// The whole poll took longer than `--poll.timeout`, and no request of it failed.
+    /// The whole poll took longer than `--poll.timeout`, and no error explains why.
     Deadline,
 }
 
@@ -154,7 +155,7 @@ impl Kind {
             ),
             Self::Body => Some("a proxy or gateway may be answering in the API's place: check --zenlayer.endpoint"),
             Self::RateLimit => Some("raise --poll.interval, or ask Zenlayer for a higher limit"),
-            Self::Server => Some("the API itself fails: if it lasts, give Zenlayer's support the requestId"),
+            Self::Server => Some("the API itself fails: if it lasts, ask Zenlayer's support"),
             Self::Unauthorized => {
                 Some("check that access key id and password, or the token, belong together and are active")
             }
@@ -170,13 +171,13 @@ impl Kind {
                 Some("check --zenlayer.endpoint, --zenlayer.service and --zenlayer.api-version")
             }
             Self::Credentials | Self::Inconsistent => None,
-            Self::Deadline => Some("raise --poll.timeout, or lower --zenlayer.request-timeout"),
+            Self::Deadline => Some("raise --poll.timeout or --zenlayer.concurrency"),
         }
     }
 }
 
 /// One failure, ready to be read by a person.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ApiError {
     /// What kind of failure it is.
     pub kind: Kind,
@@ -195,7 +196,7 @@ pub struct ApiError {
     /// Instances that the API counts and that were not found, where that is the failure.
     pub missing: u32,
     detail: Box<str>,
-    source: Option<Box<dyn Error + Send + Sync>>,
+    source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 impl ApiError {
@@ -218,7 +219,7 @@ impl ApiError {
     /// Adds the error underneath.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(source.into().into());
         self
     }
 
@@ -254,7 +255,12 @@ impl fmt::Display for ApiError {
         if self.tries > 1 {
             write!(f, ", {} tries", self.tries)?;
         }
-        self.kind.advice().map_or(Ok(()), |advice| write!(f, ": {advice}"))
+        let Some(advice) = self.kind.advice() else { return Ok(()) };
+        write!(f, ": {advice}")?;
+        match self.request_id {
+            Some(_) if self.kind == Kind::Server => f.write_str(", with the requestId"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -333,6 +339,16 @@ mod tests {
         let says = "the poll did not finish within 2m; the last error: DescribeInstancesStatus, page 3: HTTP 401, code";
         assert!(late.starts_with(says), "{late}");
         assert!(late.contains(" (requestId T0001), 4 tries: check"), "{late}");
+    }
+
+    #[test]
+    fn support_is_given_a_request_id_only_where_there_is_one() {
+        let mut error = ApiError::new(Kind::Server, "HTTP 502");
+        assert_eq!(error.to_string(), "HTTP 502: the API itself fails: if it lasts, ask Zenlayer's support");
+        error.request_id = Some("T1".into());
+        assert!(error.to_string().ends_with(
+            "(requestId T1): the API itself fails: if it lasts, ask Zenlayer's support, with the requestId"
+        ));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::time::{Instant, sleep_until};
 
+use super::ApiError;
+
 /// The gap after a first refusal is the pause divided by this; it doubles with each further one, up to the pause: a
 /// wider one would outlast the trouble it was learned from.
 const FIRST_SPACING: u32 = 10;
@@ -27,6 +29,7 @@ pub(crate) struct Pacer {
     /// Held by whoever waits at the head of the queue.
     turn: AsyncMutex<()>,
     ended: Notify,
+    last_refusal: Mutex<Option<ApiError>>,
 }
 
 /// One request that may be in flight; dropped when it is over.
@@ -44,7 +47,19 @@ impl Pacer {
             pace: Mutex::new(Pace::new(most, pause, Instant::now())),
             turn: AsyncMutex::new(()),
             ended: Notify::new(),
+            last_refusal: Mutex::default(),
         }
+    }
+
+    /// Keeps the error of a refusal for the requests that it holds up.
+    pub(crate) fn remember(&self, refusal: &ApiError) {
+        *self.last_refusal() = Some(refusal.clone());
+    }
+
+    /// The last refusal, for as long as it stops or slows requests.
+    pub(crate) fn refusal_in_force(&self) -> Option<ApiError> {
+        let is_in_force = self.pace().is_slowed(Instant::now());
+        self.last_refusal().clone().filter(|_| is_in_force)
     }
 
     /// Waits until another request may start.
@@ -59,6 +74,11 @@ impl Pacer {
                 Admission::WhenOneEnds => self.ended.notified().await,
             }
         }
+    }
+
+    fn last_refusal(&self) -> MutexGuard<'_, Option<ApiError>> {
+        // It is replaced whole.
+        self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
@@ -164,8 +184,18 @@ impl Pace {
         self.next_start.saturating_duration_since(now)
     }
 
+    /// Whether a refusal still stops or slows requests.
+    fn is_slowed(&mut self, now: Instant) -> bool {
+        self.climb(now);
+        self.has_learned() || now < self.next_start
+    }
+
+    fn has_learned(&self) -> bool {
+        self.limit < self.most || !self.spacing.is_zero()
+    }
+
     fn climb(&mut self, now: Instant) {
-        while self.limit < self.most || !self.spacing.is_zero() {
+        while self.has_learned() {
             let Some(next_step) = self.stepped_at.checked_add(CLIMB_EVERY).filter(|&step| step <= now) else {
                 return;
             };
@@ -238,8 +268,10 @@ mod tests {
         assert_eq!((pace.limit, pace.spacing), (2, millis(100)));
         pace.climb(start + Duration::from_mins(1));
         assert_eq!((pace.limit, pace.spacing), (3, millis(75)));
+        assert!(pace.is_slowed(start + Duration::from_mins(1)));
         pace.climb(start + Duration::from_hours(1));
         assert_eq!((pace.limit, pace.spacing), (4, Duration::ZERO));
+        assert!(!pace.is_slowed(start + Duration::from_hours(1)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! One poll, or one round of a collector: many requests that have to be done within one timeout.
 //!
-//! Invariant: a round that runs out of time reports the failure that kept it from finishing, and no connection
-//! outlives a round that failed.
+//! Invariant: a round that runs out of time reports the failure that kept it from finishing, also where that was an
+//! earlier round's, and no connection outlives a round that failed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,11 +38,11 @@ impl<'a> Round<'a> {
     ///
     /// # Errors
     /// When the work fails or takes too long. Then the last failure of a request that has not succeeded since is
-    /// returned; [`Kind::Deadline`] where there is none.
+    /// returned, or the rate limit that holds requests up; [`Kind::Deadline`] where there is neither.
     pub async fn finish<T>(&self, work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
         let result = timeout(self.limit, work).await.unwrap_or_else(|_| {
             let overdue = format!("{} did not finish within {}", self.what, humantime::format_duration(self.limit));
-            Err(match self.failures.take_last() {
+            Err(match self.failures.take_last().or_else(|| self.refusal_that_holds_up()) {
                 Some(error) => error.kept_from_finishing(&overdue),
                 None => ApiError::new(Kind::Deadline, overdue),
             })
@@ -52,12 +52,20 @@ impl<'a> Round<'a> {
         }
         result
     }
+
+    /// The rate limit for which requests of this round waited in the end, whichever round ran into it.
+    fn refusal_that_holds_up(&self) -> Option<ApiError> {
+        let is_held_up = self.failures.waiting.load(Ordering::Relaxed) > 0;
+        is_held_up.then(|| self.client.pacer.refusal_in_force()).flatten()
+    }
 }
 
 /// The last failure of each request that is still being tried, the most recent at the end.
 #[derive(Default)]
 pub(super) struct Failures {
     requests: AtomicU64,
+    /// Requests that wait until they may start. One that is dropped while it waits stays counted.
+    waiting: AtomicU64,
     last: Mutex<Vec<(u64, ApiError)>>,
 }
 
@@ -71,6 +79,14 @@ impl Failures {
     pub(super) fn note(&self, request: u64, error: ApiError) {
         self.end(request);
         self.last().push((request, error));
+    }
+
+    /// Waits with a request until it may start.
+    pub(super) async fn wait<T>(&self, admission: impl Future<Output = T>) -> T {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let admitted = admission.await;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        admitted
     }
 
     /// That request is over, however it ended.
