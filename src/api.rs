@@ -1,7 +1,7 @@
 //! The client: one signed request at a time, with retries, pacing and limits.
 //!
 //! Invariant: whatever the other side sends, a try ends within its timeout, all bodies together hold no more memory than
-//! their budget, and no text of the other side is kept before it is cleaned and the credential taken out of it.
+//! their budget, and no text of the other side is kept before the credential is taken out of it.
 //! It must not know about polls, metrics or what the answers are for.
 
 mod body;
@@ -326,6 +326,7 @@ impl Session<'_> {
             Ok(Answer::Page(mut page)) => {
                 let request_id = &mut page.head_mut().request_id;
                 *request_id = request_id.take().map(|id| redaction.clean(&id).into_boxed_str());
+                page.replace_texts(|text| redaction.redacted(text));
                 Ok(page)
             }
             Ok(Answer::Refusal(refusal)) => Err(api_error(status, response.headers(), &refusal, &redaction)),
@@ -359,7 +360,7 @@ impl Session<'_> {
                 sign::authorization(request, id, password)
             }
         });
-        let redaction = Redaction::of(&self.credential, &authorization);
+        let redaction = Redaction::of(&self.credential, &authorization, settings.proxy.as_ref());
         let mut authorization = text(&authorization)?;
         authorization.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, authorization);

@@ -274,7 +274,8 @@ async fn answer(
         // A fault stands for the API and all that is before it: no request gets past.
         (outcome, Some(fault)) => {
             let right = outcome.as_ref().map_or_else(|_| Bytes::new(), |payload| success(&knobs, &request_id, payload));
-            fault.apply(right, text(&head.headers, "authorization")).await
+            let echo = ["authorization", "proxy-authorization"].map(|name| text(&head.headers, name)).join(" ");
+            fault.apply(right, echo.trim()).await
         }
         (Ok(payload), None) => Response::new(whole(success(&knobs, &request_id, payload))),
         (Err(rejection), None) => rejection.response(&request_id),

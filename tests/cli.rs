@@ -760,6 +760,46 @@ async fn a_secret_is_nowhere_to_be_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_repeats_the_credential_publishes_none_of_it() {
+    let simulator = simulator(5).await;
+    simulator.set(|knobs| knobs.fault = Some(Fault::EchoInPage));
+    let flags = ["--once", "--collector.instance-info", "--collector.instance-info.tags=env", "--log.level=trace"];
+    for (name, value) in [("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD), ("ZENLAYER_TOKEN", TOKEN)] {
+        let endpoint = format!("--zenlayer.endpoint={}", simulator.endpoint());
+        let mut command = exporter(&[&flags[..], &[&*endpoint]].concat());
+        if value == PASSWORD {
+            command.env("ZENLAYER_ACCESS_KEY_ID", KEY_ID);
+        }
+        let output = command.env(name, value).output().unwrap();
+        let (metrics, log) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{log}");
+        assert_eq!(Metrics::parse(metrics).count("zenlayer_instance_info"), 2, "{metrics}");
+        assert!(metrics.contains("[redacted]"), "{metrics}");
+        for leaked in [value, "Signature=", &value[..8]] {
+            assert!(!metrics.contains(leaked) && !log.contains(leaked), "{leaked}: {metrics}{log}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_password_of_a_proxy_is_nowhere_to_be_read() {
+    // The simulator stands in for a proxy that repeats what it got.
+    let simulator = simulator(5).await;
+    simulator.set(|knobs| knobs.fault = Some(Fault::Echo(407)));
+    let proxy = simulator.endpoint().as_str().replace("http://", "http://user:hush%40the-proxy@");
+    let output = exporter(&["--once", "--zenlayer.endpoint=http://api.example.invalid", "--zenlayer.allow-plain-http"])
+        .env("ZENLAYER_TOKEN", TOKEN)
+        .env("HTTP_PROXY", proxy)
+        .output()
+        .unwrap();
+    let log = text(&output.stderr);
+    assert!(log.contains("HTTP 407, code [redacted] Basic [redacted]==, not accepted"), "{log}");
+    for leaked in ["hush", "dXNlcjpodXNoQHRoZS1wcm94eQ"] {
+        assert!(!log.contains(leaked), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_changes_is_nowhere_to_be_read() {
     const ROTATED: &str = "hush-of-the-next-token";
     let simulator = simulator(5).await;

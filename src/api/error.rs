@@ -280,11 +280,14 @@ pub(super) fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || is_format_or_separator(c) { ' ' } else { c }).collect()
 }
 
+/// What a text ends in that was cut short.
+pub(super) const CUT: &str = "…";
+
 /// The beginning of a long text.
 pub(super) fn shortened(text: &str) -> String {
     const LONGEST: usize = 300;
     match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
+        Some((end, _)) => format!("{}{CUT}", &text[..end]),
         None => text.to_owned(),
     }
 }

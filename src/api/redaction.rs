@@ -1,34 +1,83 @@
-//! Takes the credential out of texts from outside: an answer may echo what was sent with the request.
+//! Takes credentials out of texts from outside: an answer may echo what was sent with the request.
 //!
-//! Invariant: it is taken out before a text is cut short, so that no part of it is left at the end.
+//! Invariant: they are taken out before a text is cut short, or no more than [`SHORTEST`] characters of one are left.
 
 use std::cmp::Reverse;
-use std::fmt::Write;
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use zeroize::Zeroizing;
 
-use super::error::{shortened, visible};
+use super::error::{CUT, shortened, visible};
+use crate::config::Proxy;
 use crate::secret::Credential;
+
+/// In bytes. A shorter text is in other words by chance, which would be mutilated; no key or token of the API is as short.
+const SHORTEST: usize = 8;
+const REDACTED: &str = "[redacted]";
+/// All but what a URL never encodes (RFC 3986, section 2.3).
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// What to take out, in lower case, the longest first.
 pub(super) struct Redaction(Vec<Zeroizing<String>>);
 
 impl Redaction {
-    /// Takes out the credential and the `Authorization` header that was made of it.
-    pub(super) fn of(credential: &Credential, authorization: &str) -> Self {
+    /// Takes out the credential, the `Authorization` header that was made of it, and the proxy's password.
+    pub(super) fn of(credential: &Credential, authorization: &str, proxy: Option<&Proxy>) -> Self {
         let (Credential::KeyPair { password: secret, .. } | Credential::Token(secret)) = credential;
         let signature = authorization.rsplit_once("Signature=").map_or("", |(_, signature)| signature);
-        let mut forms: Vec<_> = [authorization, signature, secret.expose()].into_iter().flat_map(forms).collect();
-        forms.retain(|form| !form.is_empty());
+        let for_proxy = proxy.and_then(Proxy::user_and_password).unwrap_or_default();
+        // A token for a proxy may stand in the place of the user.
+        let proxy_secret = match for_proxy.split_once(':') {
+            Some((user, "")) => user,
+            Some((_, password)) => password,
+            None => "",
+        };
+        let secrets = [authorization, signature, secret.expose(), &for_proxy, proxy_secret];
+        let mut forms: Vec<_> = secrets.into_iter().flat_map(forms).collect();
+        forms.retain(|form| form.len() >= SHORTEST);
         forms.sort_by_key(|form| Reverse(form.len()));
+        forms.dedup();
         Self(forms)
     }
 
     /// The text without any of them, fit for one line of a log or page.
     pub(super) fn clean(&self, text: &str) -> String {
-        shortened(&self.0.iter().fold(visible(text), |text, secret| without(text, secret)))
+        let text = visible(text);
+        shortened(&self.redacted(&text).unwrap_or(text))
+    }
+
+    /// The text without any of them; `None` where it has none. In one pass, so that what was replaced stays as it is.
+    pub(super) fn redacted(&self, text: &str) -> Option<String> {
+        // Nearly every ID and status is shorter than every form of a credential.
+        if self.0.last().is_none_or(|shortest| text.len() < shortest.len()) {
+            return None;
+        }
+        let lower = Zeroizing::new(text.to_ascii_lowercase());
+        let (mut redacted, mut place, mut is_changed) = (String::new(), 0, false);
+        while let Some(c) = text[place..].chars().next() {
+            if let Some(length) = self.length_at_start(&lower[place..]) {
+                redacted.push_str(REDACTED);
+                place += length;
+                is_changed = true;
+            } else {
+                redacted.push(c);
+                place += c.len_utf8();
+            }
+        }
+        is_changed.then_some(redacted)
+    }
+
+    /// How much of the beginning of the text, which is in lower case, is a credential.
+    fn length_at_start(&self, text: &str) -> Option<usize> {
+        // A text that was cut short may end with the beginning of one.
+        let cut = text.strip_suffix(CUT).filter(|rest| rest.len() >= SHORTEST);
+        self.0.iter().find_map(|form| match cut {
+            _ if text.starts_with(&***form) => Some(form.len()),
+            Some(cut) if form.starts_with(cut) => Some(cut.len()),
+            _ => None,
+        })
     }
 }
 
@@ -38,38 +87,11 @@ fn forms(text: &str) -> [Zeroizing<String>; 5] {
     [
         text,
         &json[1..json.len() - 1],
-        &Zeroizing::new(in_url(text)),
+        &Zeroizing::new(utf8_percent_encode(text, ENCODED).to_string()),
         &Zeroizing::new(BASE64_STANDARD_NO_PAD.encode(text)),
         &Zeroizing::new(BASE64_URL_SAFE_NO_PAD.encode(text)),
     ]
     .map(|form| Zeroizing::new(form.to_ascii_lowercase()))
-}
-
-fn in_url(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut encoded, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(byte.into());
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(encoded, "%{byte:02x}");
-        }
-        encoded
-    })
-}
-
-/// The text without the secret, which is in lower case; the text may have it in any.
-fn without(text: String, secret: &str) -> String {
-    let lower = Zeroizing::new(text.to_ascii_lowercase());
-    if !lower.contains(secret) {
-        return text;
-    }
-    let (mut redacted, mut rest) = (String::new(), 0);
-    for (place, _) in lower.match_indices(secret) {
-        redacted.extend([&text[rest..place], "[redacted]"]);
-        rest = place + secret.len();
-    }
-    redacted.push_str(&text[rest..]);
-    redacted
 }
 
 #[cfg(test)]
@@ -81,7 +103,7 @@ mod tests {
 
     fn key_pair() -> Redaction {
         let password = Secret::new(r#"p+"ss/w0rd=="#);
-        Redaction::of(&Credential::KeyPair { id: "id".to_owned(), password }, AUTHORIZATION)
+        Redaction::of(&Credential::KeyPair { id: "id".to_owned(), password }, AUTHORIZATION, None)
     }
 
     #[test]
@@ -99,8 +121,44 @@ mod tests {
         ] {
             assert_eq!(key_pair().clean(&echo), expected);
         }
-        let token = Redaction::of(&Credential::Token(Secret::new("t0ken=")), "Bearer t0ken=");
-        assert_eq!(token.clean("Authorization: Bearer t0ken= (t0ken=)"), "Authorization: [redacted] ([redacted])");
+        let text = "Authorization: Bearer t0ken=t0ken= (t0ken=t0ken=)";
+        assert_eq!(token("t0ken=t0ken=").clean(text), "Authorization: [redacted] ([redacted])");
+    }
+
+    fn token(secret: &str) -> Redaction {
+        Redaction::of(&Credential::Token(Secret::new(secret)), &format!("Bearer {secret}"), None)
+    }
+
+    #[test]
+    fn a_short_secret_mutilates_no_text() {
+        let text = "HTTP 401, invalid token: a red cat";
+        for secret in ["a", "red", "invalid"] {
+            assert_eq!(token(secret).clean(text), text, "{secret}");
+        }
+        let text = "a redacted redacted, [redacted] Bearer redacted";
+        let expected = "a [redacted] [redacted], [[redacted]] [redacted]";
+        assert_eq!(token("redacted").clean(text), expected, "what was replaced is not replaced again");
+    }
+
+    #[test]
+    fn the_longest_of_several_that_begin_alike_is_taken_out() {
+        let password = Secret::new("password");
+        let credential = Credential::KeyPair { id: "id".to_owned(), password };
+        let redaction = Redaction::of(&credential, "x Signature=password-and-more", None);
+        assert_eq!(redaction.clean("password-and-more, password"), "[redacted], [redacted]");
+    }
+
+    #[test]
+    fn only_texts_that_have_a_credential_are_changed() {
+        let redaction = token("0123456789abcdef");
+        assert_eq!(redaction.redacted("932237369560662463"), None);
+        assert_eq!(redaction.redacted("a name that is longer than the token"), None);
+        assert_eq!(redaction.redacted("Größe 0123456789ABCDEF\n").as_deref(), Some("Größe [redacted]\n"));
+        assert_eq!(
+            redaction.redacted("a name that was cut 0123456789…").as_deref(),
+            Some("a name that was cut [redacted]…")
+        );
+        assert_eq!(redaction.redacted("a name that was cut 0123456…"), None);
     }
 
     #[test]

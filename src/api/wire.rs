@@ -24,8 +24,9 @@ use std::marker::PhantomData;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
-use super::error::Action;
+use super::error::{Action, CUT};
 
 pub use self::info::{InfoEntry, InfoPage};
 pub use self::refusal::{Refusal, read_refusal};
@@ -39,7 +40,7 @@ pub const MAX_PAGE_SIZE: usize = 1000;
 /// Not part of JSON; some servers send it all the same.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// The longest id or status taken, in bytes. Real ids have 18.
+/// The longest id taken, in bytes, and the longest other text that is not cut. Real ids have 18.
 const LONGEST_TEXT: usize = 256;
 
 /// The body of a request; what is `None` is left out.
@@ -87,8 +88,16 @@ pub struct Head {
 }
 
 impl Page {
-    /// Id and status of each usable entry, in the API's order. A status that the API left out, or that is no
-    /// string of a sane length, is empty.
+    fn add(&mut self, id: &str, status: &str) {
+        let offset = |text: &String| u32::try_from(text.len()).expect("hardly longer than its body, which is capped");
+        self.text.push_str(id);
+        let id_end = offset(&self.text);
+        self.text.push_str(status);
+        self.ends.push((id_end, offset(&self.text)));
+    }
+
+    /// Id and status of each usable entry, in the API's order. A status that the API left out, or that is no string, is
+    /// empty; one that is too long is cut.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.ends.iter().enumerate().map(|(row, &(id_end, end))| {
             let start = if row == 0 { 0 } else { self.ends[row - 1].1 };
@@ -114,6 +123,8 @@ pub(crate) trait Listing: Default + Send + Sync + Sized {
     fn head_mut(&mut self) -> &mut Head;
     /// The ID of each usable entry.
     fn ids(&self) -> impl ExactSizeIterator<Item = &str>;
+    /// Replaces each text of an entry for which there is a replacement.
+    fn replace_texts(&mut self, replacement: impl Fn(&str) -> Option<String>);
 
     /// How many entries the API listed, usable or not.
     fn listed(&self) -> usize {
@@ -147,11 +158,7 @@ impl Listing for Page {
             self.head.unusable += 1;
             return;
         };
-        let offset = |text: &String| u32::try_from(text.len()).expect("no longer than its body, which is capped");
-        self.text.push_str(&id);
-        let id_end = offset(&self.text);
-        self.text.push_str(entry.instance_status.usable().unwrap_or_default());
-        self.ends.push((id_end, offset(&self.text)));
+        self.add(&id, &label(&entry.instance_status));
     }
 
     fn head(&self) -> &Head {
@@ -164,6 +171,19 @@ impl Listing for Page {
 
     fn ids(&self) -> impl ExactSizeIterator<Item = &str> {
         self.entries().map(|(id, _)| id)
+    }
+
+    fn replace_texts(&mut self, replacement: impl Fn(&str) -> Option<String>) {
+        let stays = |(id, status)| replacement(id).or_else(|| replacement(status)).is_none();
+        if self.entries().all(stays) {
+            return;
+        }
+        let mut page = Self { head: self.head.clone(), ..Self::default() };
+        for (id, status) in self.entries() {
+            let [id, status] = [id, status].map(|text| replacement(text).unwrap_or_else(|| text.to_owned()));
+            page.add(&id, &status);
+        }
+        *self = page;
     }
 }
 
@@ -323,26 +343,45 @@ impl Text<'_> {
     }
 }
 
-/// NUL ends the input of some scrapers, so it makes a text unusable as a label.
+/// NUL ends the input of some scrapers, so it makes a text unusable as a label. White space alone names nothing.
 fn is_label(text: &str) -> bool {
-    (1..=LONGEST_TEXT).contains(&text.len()) && !text.contains('\0')
+    text.len() <= LONGEST_TEXT && !text.contains('\0') && !text.trim().is_empty()
 }
 
-/// The ID of an instance. The reference says that it is a string; a number, which most of them look like, is taken
-/// digit for digit.
-type Id<'a> = Loose<StringOrInteger<'a>>;
-
-enum StringOrInteger<'a> {
-    String(Cow<'a, str>),
-    Integer(u64),
+/// A text as it may stand in a label. One that is too long is cut, for its beginning says more than nothing.
+fn label<'a>(text: &'a Text<'_>) -> Cow<'a, str> {
+    let Some(text) = text.0.as_deref().filter(|text| !text.contains('\0')) else {
+        return Cow::Borrowed("");
+    };
+    if text.len() <= LONGEST_TEXT {
+        return Cow::Borrowed(text);
+    }
+    let end = text.floor_char_boundary(LONGEST_TEXT - CUT.len());
+    Cow::Owned(format!("{}{CUT}", &text[..end]))
 }
+
+/// The ID of an instance. The reference says that it is a string; an integer, which most of them look like, is taken
+/// digit for digit, of any size. `None` where it is anything else.
+#[derive(Default)]
+struct Id<'a>(Option<Cow<'a, str>>);
 
 impl Id<'_> {
-    fn usable(&self) -> Option<Cow<'_, str>> {
-        match self.0.as_ref()? {
-            StringOrInteger::String(text) => is_label(text).then_some(Cow::Borrowed(text)),
-            StringOrInteger::Integer(number) => Some(number.to_string().into()),
-        }
+    fn usable(&self) -> Option<&str> {
+        self.0.as_deref().filter(|text| is_label(text))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Id<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Raw, since the parser would make a float of a large integer.
+        let json = <&RawValue>::deserialize(deserializer)?.get();
+        let is_integer = json.strip_prefix('-').unwrap_or(json).bytes().all(|byte| byte.is_ascii_digit());
+        let plain = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).filter(|text| !text.contains('\\'));
+        Ok(Self(match plain {
+            Some(text) => Some(text.into()),
+            None if is_integer => Some(json.into()),
+            None => serde_json::from_str::<Text<'de>>(json).ok().and_then(|text| text.0),
+        }))
     }
 }
 
@@ -361,10 +400,6 @@ pub(crate) trait Shape<'de>: Sized {
         None
     }
 
-    fn from_integer(_: u64) -> Option<Self> {
-        None
-    }
-
     fn from_object<A: MapAccess<'de>>(mut entries: A) -> Result<Option<Self>, A::Error> {
         while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(None)
@@ -379,16 +414,6 @@ pub(crate) trait Shape<'de>: Sized {
 impl<'de: 'a, 'a> Shape<'de> for Cow<'a, str> {
     fn from_text(text: Cow<'de, str>) -> Option<Self> {
         Some(text)
-    }
-}
-
-impl<'de: 'a, 'a> Shape<'de> for StringOrInteger<'a> {
-    fn from_text(text: Cow<'de, str>) -> Option<Self> {
-        Some(Self::String(text))
-    }
-
-    fn from_integer(number: u64) -> Option<Self> {
-        Some(Self::Integer(number))
     }
 }
 
@@ -449,8 +474,8 @@ impl<'de, T: Shape<'de>> Visitor<'de> for LooseVisitor<T> {
         Ok(None)
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(T::from_integer(number))
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
@@ -512,7 +537,7 @@ mod tests {
     fn entries_without_a_usable_id_are_counted() {
         let long = "x".repeat(10_000);
         let body = format!(
-            r#"{{"totalCount":9,"dataSet":[null,7,["a","RUNNING"],{{}},{{"instanceId":null}},{{"instanceId":""}},{{"instanceId":-7}},
+            r#"{{"totalCount":9,"dataSet":[null,7,["a","RUNNING"],{{}},{{"instanceId":null}},{{"instanceId":""}},{{"instanceId":" \t\u2003"}},
             {{"instanceId":["a"]}},{{"instanceId":"{long}"}},{{"instanceId":"\u0000"}},{{"instanceId":"good"}}]}}"#
         );
         let page = page(&body);
@@ -523,25 +548,55 @@ mod tests {
 
     #[test]
     fn integers_are_ids_digit_for_digit() {
-        let integers = ["0", "9007199254740993", "932237369560662463", "18446744073709551615"];
-        for integer in integers {
+        let integers = ["0", "-7", "9007199254740993", "932237369560662463", "18446744073709551616"];
+        let long = "123456789".repeat(20);
+        for integer in integers.into_iter().chain([&*long, "-9223372036854775809"]) {
             let body =
                 format!(r#"{{"totalCount":1,"dataSet":[{{"instanceId":{integer},"instanceStatus":"RUNNING"}}]}}"#);
             assert_eq!(page(&body).entries().collect::<Vec<_>>(), [(integer, "RUNNING")]);
         }
-        for no_id in ["-1", "1.5", "1e17", "18446744073709551616", "true", "[1]"] {
+        for no_id in ["1.5", "1e17", "true", "[1]", r#""\ud800""#, &"1".repeat(257)] {
             let body = format!(r#"{{"totalCount":1,"dataSet":[{{"instanceId":{no_id}}}]}}"#);
             assert_eq!(page(&body).head.unusable, 1, "{no_id}");
         }
     }
 
     #[test]
-    fn a_missing_status_is_an_empty_one() {
-        let long = "X".repeat(257);
-        for status in ["null", "5", "{}", &format!("\"{long}\"")] {
+    fn a_string_is_an_id_however_it_is_written() {
+        let body =
+            r#"{"totalCount":3,"dataSet":[{"instanceId":"7"},{"instanceId":"a\"\u00e9\\"},{"instanceId" : "b" }]}"#;
+        assert_eq!(page(body).ids().collect::<Vec<_>>(), ["7", "a\"é\\", "b"]);
+    }
+
+    #[test]
+    fn a_missing_status_is_an_empty_one_and_a_long_one_is_cut() {
+        let (long, cut) = ("X".repeat(257), format!("{}…", "X".repeat(253)));
+        let longest = &long[1..];
+        for (status, expected) in [
+            ("null", ""),
+            ("5", ""),
+            ("{}", ""),
+            (r#""\u0000""#, ""),
+            (&format!("\"{longest}\""), longest),
+            (&format!("\"{long}\""), &cut),
+        ] {
             let body = format!(r#"{{"totalCount":1,"dataSet":[{{"instanceId":"a","instanceStatus":{status}}}]}}"#);
-            assert_eq!(page(&body).entries().collect::<Vec<_>>(), [("a", "")], "{status}");
+            assert_eq!(page(&body).entries().collect::<Vec<_>>(), [("a", expected)], "{status}");
         }
+    }
+
+    #[test]
+    fn texts_are_replaced_wherever_they_are() {
+        let body = r#"{"totalCount":2,"dataSet":[{"instanceId":"a","instanceStatus":"RUNNING"},{"instanceId":"b"}]}"#;
+        let replaced = |from: &'static str| {
+            let mut page = page(body);
+            page.replace_texts(|text| (text == from).then(|| "new".to_owned()));
+            page
+        };
+        assert_eq!(replaced("a").entries().collect::<Vec<_>>(), [("new", "RUNNING"), ("b", "")]);
+        assert_eq!(replaced("RUNNING").entries().collect::<Vec<_>>(), [("a", "new"), ("b", "")]);
+        assert_eq!(replaced("aRUNNINGb"), page(body));
+        assert_eq!(replaced("b").head, page(body).head);
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
+use zeroize::Zeroizing;
 
 use super::check::Check;
 use super::is_loopback;
@@ -40,6 +42,14 @@ impl Proxy {
             return Err("has more than scheme, user, password, host and port".to_owned());
         }
         Ok(Self { url })
+    }
+
+    /// User name and password, as the client sends them; `None` where the proxy asks for neither.
+    pub(crate) fn user_and_password(&self) -> Option<Zeroizing<String>> {
+        let decoded = |text| percent_decode_str(text).decode_utf8_lossy();
+        let (user, password) = (self.url.username(), self.url.password().unwrap_or_default());
+        let is_given = !user.is_empty() || !password.is_empty();
+        is_given.then(|| Zeroizing::new(format!("{}:{}", decoded(user), decoded(password))))
     }
 
     /// With user name and password, for the client.

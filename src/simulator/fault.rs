@@ -41,8 +41,10 @@ pub enum Fault {
     Endless,
     /// The right body after that many blanks, in chunks.
     Padded(usize),
-    /// A refusal that has the request's `Authorization` header wherever a text can be.
+    /// A refusal that has what the request was authorized with wherever a text can be.
     Echo(u16),
+    /// A page that has the same in every text of its instances.
+    EchoInPage,
 }
 
 impl Fault {
@@ -93,6 +95,15 @@ impl Fault {
                 let blank = Bytes::from(vec![b' '; 64 << 10]);
                 let blanks = stream::iter(0..length.div_ceil(blank.len())).map(move |_| Ok(Frame::data(blank.clone())));
                 Response::new(StreamBody::new(blanks.chain(chunk(right))).boxed_unsync())
+            }
+            Self::EchoInPage => {
+                let tags = json!({"tags": [{"key": "env", "value": authorization}]});
+                let described = json!({"instanceId": "a", "instanceStatus": "RUNNING", "instanceName": authorization, "tags": tags});
+                // Cut short, so that only a part of it is left.
+                let long = format!("{}{authorization}", "x".repeat(235));
+                let named = json!({"instanceId": authorization, "instanceStatus": authorization, "zoneId": long});
+                let body = json!({"totalCount": 2, "dataSet": [described, named]});
+                Response::new(whole(body.to_string().into()))
             }
             Self::Echo(status) => {
                 let message = format!("not accepted: Authorization: {authorization}");

@@ -3,7 +3,6 @@
 //! Invariant: whatever stands in the place of a text or a time, the entry is read; only an id must be one. It must not
 //! know which tags anybody wants.
 
-use std::borrow::Cow;
 use std::num::NonZeroU64;
 use std::time::UNIX_EPOCH;
 
@@ -11,13 +10,11 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, SeqAccess};
 
-use super::{Head, Id, LONGEST_TEXT, Listing, Loose, Shape, Text};
+use super::{Head, Id, Listing, Loose, Shape, Text, label};
 use crate::api::Action;
 use crate::model::SHARED;
 use crate::model::texts::Texts;
 
-/// What a text ends in that was cut.
-const CUT: &str = "…";
 /// How many texts an entry has besides its tags: id, name, and those it may share.
 const FIXED: usize = 2 + SHARED;
 
@@ -119,6 +116,17 @@ impl Listing for InfoPage {
     fn ids(&self) -> impl ExactSizeIterator<Item = &str> {
         self.entries().map(|entry| entry.id)
     }
+
+    fn replace_texts(&mut self, replacement: impl Fn(&str) -> Option<String>) {
+        if self.texts.iter().all(|text| replacement(text).is_none()) {
+            return;
+        }
+        let mut texts = Texts::default();
+        for text in self.texts.iter() {
+            texts.push(replacement(text).as_deref().unwrap_or(text)).expect("hardly longer than before");
+        }
+        self.texts = texts;
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -183,19 +191,6 @@ impl<'de> Shape<'de> for TagPairs {
         }
         Ok(Some(Self(pairs)))
     }
-}
-
-/// A text as it may stand in a label: NUL makes it unusable, as it does a status, and one that is too long is cut, for
-/// the beginning of a name says more than none.
-fn label<'a>(text: &'a Text<'_>) -> Cow<'a, str> {
-    let Some(text) = text.0.as_deref().filter(|text| !text.contains('\0')) else {
-        return Cow::Borrowed("");
-    };
-    if text.len() <= LONGEST_TEXT {
-        return Cow::Borrowed(text);
-    }
-    let end = text.floor_char_boundary(LONGEST_TEXT - CUT.len());
-    Cow::Owned(format!("{}{CUT}", &text[..end]))
 }
 
 #[cfg(test)]
