@@ -132,16 +132,36 @@ impl Api {
         let place = format!("{} (Zenlayer's {})", service.name(), service.product());
         let group =
             resource_group_id.as_ref().map_or_else(String::new, |group| format!(" in resource group {group:?}"));
-        let what = match instance_ids {
-            Some(_) => format!("No instances with the named IDs found in {place}{group}."),
+        let mut text = match instance_ids.as_deref() {
+            Some([]) => return format!("None of the named instances belongs to {shard}."),
+            Some(ids) => {
+                format!(
+                    "None of the {} named instances exists in {place}{group}. Check `--zenlayer.instance-ids`.",
+                    ids.len()
+                )
+            }
             None if shard.is_whole() => format!("No instances found in {place}{group}."),
-            None => format!("No instances of {shard} found in {place}{group}."),
+            None => {
+                format!("No instances of {shard} found in {place}{group}. A shard of few instances can be empty.")
+            }
         };
-        let other = service.other();
-        let mut product = other.product().to_owned();
-        product[..1].make_ascii_uppercase();
-        let verb = if product.ends_with('s') { "are" } else { "is" };
-        format!("{what} {product} {verb} `--zenlayer.service={}`.", other.name())
+        if resource_group_id.is_some() {
+            text.push_str(" Check `--zenlayer.resource-group-id`.");
+        }
+        if let Some(other) = self.other_service() {
+            let mut product = other.product().to_owned();
+            product[..1].make_ascii_uppercase();
+            let verb = if product.ends_with('s') { "are" } else { "is" };
+            text = format!("{text} {product} {verb} `--zenlayer.service={}`.", other.name());
+        }
+        text
+    }
+
+    /// The service that may have the instances where a poll finds nothing; `None` where it could not be polled with the
+    /// same settings, or the shard has nothing to look for.
+    pub(crate) fn other_service(&self) -> Option<Service> {
+        let has_nothing = self.instance_ids.as_ref().is_some_and(Vec::is_empty);
+        (!has_nothing && self.resource_group_id.is_none()).then(|| self.service.other())
     }
 }
 

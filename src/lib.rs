@@ -68,7 +68,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::api::{ApiError, Backoff, Client, InfoPage, Page};
+use crate::api::wire::Listing;
+use crate::api::{ApiError, Backoff, Client, InfoPage, Page, Round, Session};
 use crate::clock::Clock;
 use crate::config::{Config, Target};
 use crate::http::{About, Gate, Own, Site, reload};
@@ -76,6 +77,7 @@ use crate::info::Collector;
 use crate::model::Statuses;
 use crate::plural::counted;
 use crate::poller::{Names, Poller};
+use crate::shard::Shard;
 use crate::simulator::{Knobs, Simulator};
 use crate::snapshot::Published;
 use crate::telemetry::Telemetry;
@@ -357,15 +359,27 @@ pub enum Known {
 /// no instances, it also makes one to the other service.
 ///
 /// # Errors
-/// When the client cannot be built or a request fails.
+/// When the client cannot be built, a request fails, or its answer would fail a poll.
 pub async fn check(config: &Config) -> Result<Checked, RunError> {
     config.web_config.iter().for_each(|web| web.settings.log_warnings());
     let (client, _simulator) = connect(config, Backoff::default(), &Arc::new(Telemetry::default())).await?;
-    let session = client.round("the check", config.poll.timeout).session().await?;
+    let round = client.round("the check", config.poll.timeout);
+    let known = round.finish(find_known(&round, config)).await?;
+    let hint = match known {
+        // The count is that of all shards.
+        Known::All(0) => Some(where_else(config, config::Api { shard: Shard::WHOLE, ..config.api.clone() }).await?),
+        Known::Named { found: 0, .. } => Some(where_else(config, config.api.clone()).await?),
+        _ => None,
+    };
+    Ok(Checked { known, hint })
+}
+
+async fn find_known(round: &Round<'_>, config: &Config) -> Result<Known, ApiError> {
+    let session = round.session().await?;
     let known = match config.api.instance_ids.as_deref() {
         // Whether the credentials are right shows also where all named instances are another shard's.
         None | Some([]) => {
-            let all = session.page::<Page>(1).await?.head.total_count;
+            let all = count::<Page>(&session).await?;
             config.api.instance_ids.as_ref().map_or(Known::All(all), |_| Known::Named { found: 0, missing: vec![] })
         }
         Some(ids) => {
@@ -378,31 +392,30 @@ pub async fn check(config: &Config) -> Result<Checked, RunError> {
         }
     };
     if config.instance_info.is_some() {
-        session.page::<InfoPage>(1).await?;
+        count::<InfoPage>(&session).await?;
     }
-    let is_empty =
-        matches!(known, Known::All(0)) || matches!(&known, Known::Named { found: 0, missing } if !missing.is_empty());
-    let hint = if is_empty { Some(where_else(config).await?) } else { None };
-    Ok(Checked { known, hint })
+    Ok(known)
 }
 
-/// Names the other service, and how many instances it has.
-async fn where_else(config: &Config) -> Result<String, RunError> {
-    let hint = config.api.nothing_found();
-    let Target::Account { endpoint, credentials } = &config.target else { return Ok(hint) };
-    let service = config.api.service.other();
-    let api = config::Api {
-        service,
-        version: service.newest_version().to_owned(),
-        instance_ids: None,
-        resource_group_id: None,
-        ..config.api.clone()
+/// How many instances the first page counts, which must be as a poll needs it.
+async fn count<P: Listing>(session: &Session<'_>) -> Result<u64, ApiError> {
+    let page: P = paging::fitting_page(session, 1).await?;
+    let total = page.head().total_count;
+    paging::check_total(total, session.settings().shard).map(|()| total)
+}
+
+/// Names what to check where `api` finds nothing, and how many instances the other service has.
+async fn where_else(config: &Config, api: config::Api) -> Result<String, RunError> {
+    let hint = api.nothing_found();
+    let (Target::Account { endpoint, credentials }, Some(service)) = (&config.target, api.other_service()) else {
+        return Ok(hint);
     };
+    let api = config::Api { service, version: service.newest_version().to_owned(), instance_ids: None, ..api };
     let telemetry: Arc<Telemetry> = Arc::default();
     let client = Client::new(endpoint, credentials.clone(), api, Backoff::default(), telemetry)?;
     let round = client.round("the check", config.poll.timeout);
-    let count = async { Ok(round.session().await?.page::<Page>(1).await?.head.total_count) };
-    Ok(match round.finish(count).await {
+    let found = round.finish(async { count::<Page>(&round.session().await?).await });
+    Ok(match found.await {
         Ok(count) => format!("{hint} It has {}.", counted(count, "instance")),
         Err(error) => format!("{hint} It cannot be checked: {error}"),
     })

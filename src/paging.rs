@@ -128,7 +128,7 @@ async fn page_or_end<P: Listing>(source: &impl Source<P>, number: u64, total: u6
 
 /// A page that fits its own `totalCount`. One that does not is read once more: the list may have changed between being
 /// counted and being read.
-async fn fitting_page<P: Listing>(source: &impl Source<P>, number: u64) -> Result<P, ApiError> {
+pub(crate) async fn fitting_page<P: Listing>(source: &impl Source<P>, number: u64) -> Result<P, ApiError> {
     let page = source.page(number).await?;
     if misfit(&page, number, source.page_size()).is_none() {
         return Ok(page);
@@ -182,7 +182,7 @@ fn inconsistent<P: Listing>(part: Part, detail: String, request_id: Option<&str>
 }
 
 /// Whether that many instances are not more than all shards take.
-fn check_total(total: u64, shard: Shard) -> Result<(), ApiError> {
+pub(crate) fn check_total(total: u64, shard: Shard) -> Result<(), ApiError> {
     let most = shard.most_instances();
     if total <= most as u64 {
         return Ok(());

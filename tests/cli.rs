@@ -478,7 +478,8 @@ async fn two_services() -> SocketAddr {
             let mut request = vec![0; 16 << 10];
             let length = stream.read(&mut request).await.unwrap();
             let count = if request[..length].starts_with(b"POST /api/v2/zec ") { 12 } else { 0 };
-            let body = format!(r#"{{"response":{{"totalCount":{count},"dataSet":[]}}}}"#);
+            let entries: Vec<_> = (0..count).map(|id| format!(r#"{{"instanceId":{id}}}"#)).collect();
+            let body = format!(r#"{{"response":{{"totalCount":{count},"dataSet":[{}]}}}}"#, entries.join(","));
             let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
             stream.write_all((head + &body).as_bytes()).await.unwrap();
         }
@@ -506,8 +507,18 @@ async fn a_config_check_without_instances_checks_the_other_service() {
     assert_eq!(
         check(&["--zenlayer.instance-ids=a,b"]),
         "the settings are right, and the API knows 0 of 2 named instances; missing: a, b\n\
-         No instances with the named IDs found in vm (Zenlayer's legacy virtual machines). Elastic compute is \
-         `--zenlayer.service=zec`. It has 12 instances.\n"
+         None of the 2 named instances exists in vm (Zenlayer's legacy virtual machines). Check \
+         `--zenlayer.instance-ids`. Elastic compute is `--zenlayer.service=zec`. It has 12 instances.\n"
+    );
+    let sharded = check(&["--shard=1", "--total-shards=4"]);
+    assert!(sharded.contains("No instances found in vm (Zenlayer's legacy virtual machines). Elastic"), "{sharded}");
+    // An ID that is another shard's.
+    let other = (0..).map(|id| id.to_string()).find(|id| !Shard::new(1, 4).unwrap().owns(id)).unwrap();
+    let none_owned = check(&["--shard=1", "--total-shards=4", &format!("--zenlayer.instance-ids={other}")]);
+    assert_eq!(
+        none_owned,
+        "the settings are right, and the API knows 0 of 0 named instances\n\
+         None of the named instances belongs to shard 1 (numbered 0 to 3).\n"
     );
 
     let simulator = simulator(0).await;
@@ -515,6 +526,48 @@ async fn a_config_check_without_instances_checks_the_other_service() {
     assert_eq!(output.status.code(), Some(0));
     let says = "`--zenlayer.service=zec`. It cannot be checked: DescribeInstancesStatus, page 1: HTTP 404, code INVALID_REQUEST";
     assert!(text(&output.stdout).contains(says), "{}", text(&output.stdout));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_check_of_an_empty_resource_group_names_the_group() {
+    let simulator = Simulator::start(Knobs::still(Service::Zec, 0)).await.unwrap();
+    let flags = ["--config.check", "--zenlayer.service=zec", "--zenlayer.resource-group-id=mistyped"];
+    let output = on_simulator(&simulator, &flags).output().unwrap();
+    assert_eq!(
+        text(&output.stdout),
+        "the settings are right, and the API counts 0 instances\n\
+         No instances found in zec (Zenlayer's elastic compute) in resource group \"mistyped\". Check \
+         `--zenlayer.resource-group-id`.\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_check_fails_where_a_poll_would() {
+    let simulator = simulator(5).await;
+    let check = |says: &str, flags: &[&str]| {
+        let output = on_simulator(&simulator, &[&["--config.check"], flags].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+        assert!(text(&output.stderr).contains(says), "{}", text(&output.stderr));
+    };
+    let info = ["--collector.instance-info"];
+    for (body, says) in [
+        (r#"{"totalCount":3,"dataSet":[{"instanceId":"a"}]}"#, "1 entries instead of 3, with totalCount 3"),
+        (r#"{"totalCount":0,"dataSet":[{"instanceId":"a"}]}"#, "1 entries instead of 0, with totalCount 0"),
+        (r#"{"totalCount":1,"dataSet":[{"id":"a"}]}"#, "none of 1 entries has a usable instanceId"),
+    ] {
+        simulator.set(|knobs| (knobs.fault, knobs.fault_of) = (Some(Fault::answer(200, body)), None));
+        check(says, &[]);
+        simulator.set(|knobs| knobs.fault_of = Some(Action::DescribeInstances));
+        check(says, &info);
+    }
+    let too_many = Fault::answer(200, r#"{"totalCount":9000000000,"dataSet":[{"instanceId":"a"}]}"#);
+    simulator.set(|knobs| (knobs.fault, knobs.fault_of) = (Some(too_many), None));
+    check("the API counts 9000000000 instances, more than", &["--zenlayer.page-size=1"]);
+    simulator.set(|knobs| (knobs.fault, knobs.fault_of) = (Some(Fault::HangBeforeHeaders), None));
+    let timeout = ["--poll.timeout=200ms"];
+    check("the check did not finish within 200ms: raise --poll.timeout", &timeout);
+    simulator.set(|knobs| knobs.fault_of = Some(Action::DescribeInstances));
+    check("the check did not finish within 200ms: raise --poll.timeout", &[timeout, info].concat());
 }
 
 #[test]
