@@ -85,13 +85,22 @@ pub(crate) fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
+/// The encoding other than UTF-8 that a byte order mark names.
+pub(crate) fn marked_encoding(bytes: &[u8]) -> Option<&'static str> {
+    match bytes {
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Some("UTF-32"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("UTF-16"),
+        _ => None,
+    }
+}
+
 /// The text that the bytes are, without a byte order mark.
 ///
 /// # Errors
 /// When they are another encoding's.
 pub(crate) fn decode(bytes: &[u8]) -> Result<&str, Flaw> {
-    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-        return Err(Flaw::Utf16);
+    if let Some(encoding) = marked_encoding(bytes) {
+        return Err(Flaw::Encoding(encoding));
     }
     let text = std::str::from_utf8(bytes).map_err(|_| Flaw::NotUtf8)?;
     Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
@@ -205,8 +214,8 @@ pub enum Flaw {
     #[error("is empty: expected the secret")]
     Empty,
     /// As some editors and shells of Windows write it.
-    #[error("is UTF-16: save it as UTF-8")]
-    Utf16,
+    #[error("is {0}: save it as UTF-8")]
+    Encoding(&'static str),
     /// Another encoding, or no text at all.
     #[error("is not valid UTF-8: save it as UTF-8")]
     NotUtf8,
@@ -270,8 +279,10 @@ mod tests {
         for (bytes, flaw) in [
             (&b""[..], Flaw::Empty),
             (b"\xef\xbb\xbf\r\n", Flaw::Empty),
-            (b"\xff\xfek\0e\0y\0", Flaw::Utf16),
-            (b"\xfe\xff\0k\0e\0y", Flaw::Utf16),
+            (b"\xff\xfek\0e\0y\0", Flaw::Encoding("UTF-16")),
+            (b"\xfe\xff\0k\0e\0y", Flaw::Encoding("UTF-16")),
+            (b"\xff\xfe\0\0k\0\0\0", Flaw::Encoding("UTF-32")),
+            (b"\0\0\xfe\xff\0\0\0k", Flaw::Encoding("UTF-32")),
             (b"k\0e\0y\0", Flaw::Nul),
             (b"k\xe9y", Flaw::NotUtf8),
             (b"key\nother\r\nthird\n", Flaw::Lines(3)),

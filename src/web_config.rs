@@ -5,7 +5,7 @@
 
 mod check;
 mod client;
-mod san;
+pub(crate) mod san;
 mod tls;
 mod users;
 mod yaml;

@@ -165,6 +165,8 @@ faults! {
         => "server", 4.0, "HTTP 503; the body has the Content-Encoding x gzip, which was not asked for, 4 tries";
     utf_16: Fault::answer(200, &b"\xff\xfe{\0}\0"[..])
         => "body", 4.0, "HTTP 200, but the body is UTF-16, not UTF-8";
+    utf_32: Fault::answer(200, &b"\xff\xfe\0\0{\0\0\0}\0\0\0"[..])
+        => "body", 4.0, "HTTP 200, but the body is UTF-32, not UTF-8";
     refusal_after_a_byte_order_mark: Fault::answer(400, "\u{feff}{\"requestId\":\"T7\",\"code\":\"NO\",\"message\":\"m\"}")
         => "client", 1.0, "HTTP 400, code NO, m (requestId T7)";
     refusal_that_is_long: Fault::answer(400, long_refusal(200 << 10))

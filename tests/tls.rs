@@ -151,6 +151,8 @@ fn for_localhost(is_ca: IsCa) -> CertificateParams {
 
 #[tokio::test]
 async fn a_server_certificate_that_is_named_itself_is_trusted() {
+    use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, CodeSigning, ServerAuth};
+
     let ca = || IsCa::Ca(BasicConstraints::Unconstrained);
     for is_ca in [ca(), IsCa::ExplicitNoCa, IsCa::NoCa] {
         let (succeeded, said) = poll_pinned(for_localhost(is_ca), None).await;
@@ -170,6 +172,19 @@ async fn a_server_certificate_that_is_named_itself_is_trusted() {
         elsewhere.is_ca = is_ca;
         let (succeeded, said) = poll_pinned(elsewhere, None).await;
         assert!(!succeeded && said.contains("localhost is not among its subject alternative names"), "{said}");
+
+        for (purposes, is_right) in [
+            (vec![ClientAuth], false),
+            (vec![CodeSigning, ClientAuth], false),
+            (vec![ServerAuth], true),
+            (vec![ClientAuth, ServerAuth], true),
+        ] {
+            let mut params = for_localhost(is_ca);
+            params.extended_key_usages = purposes;
+            let (succeeded, said) = poll_pinned(params.clone(), None).await;
+            assert_eq!(succeeded, is_right, "{is_ca:?}, {:?}: {said}", params.extended_key_usages);
+            assert!(is_right || said.contains("does not verify: it is not for servers"), "{said}");
+        }
     }
 }
 
@@ -268,6 +283,7 @@ fn every_certificate_of_the_ca_file_is_checked_at_the_start() {
             "is not PEM: if it is DER, convert it with: openssl x509 -inform der -in FILE -out ca.pem",
         ),
         (b"\xff\xfe-\0".to_vec(), "is UTF-16: save it as UTF-8"),
+        (b"\xff\xfe\0\0-\0\0\0".to_vec(), "is UTF-32: save it as UTF-8"),
     ] {
         std::fs::write(&file, bytes).unwrap();
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_zenlayer-exporter"))

@@ -15,6 +15,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 
+use crate::web_config::san;
+
 /// A client configuration that trusts the system's, Mozilla's and the given authorities, and the given certificates
 /// themselves.
 pub(super) fn client_config(authorities: &[CertificateDer<'static>]) -> ClientConfig {
@@ -36,7 +38,7 @@ pub(super) fn client_config(authorities: &[CertificateDer<'static>]) -> ClientCo
 }
 
 /// Verifies a chain as rustls does, but takes a certificate that the operator named for a server's own, whoever signed
-/// it. Its name and its dates must be right all the same.
+/// it. Its name, dates and purpose must be right all the same.
 #[derive(Debug)]
 struct Verifier {
     chain: Arc<WebPkiServerVerifier>,
@@ -51,12 +53,18 @@ impl Verifier {
         name: &ServerName<'_>,
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let is_for_servers = san::is_for_servers(certificate);
         let certificate = ParsedCertificate::try_from(certificate)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         // With nobody to trust, only the issuer can be wrong with a certificate that is right.
         let alone = RootCertStore::empty();
         match verify_server_cert_signed_by_trust_anchor(&certificate, &alone, &[], now, algorithms) {
-            Err(rustls::Error::InvalidCertificate(CertificateError::Other(error))) if is_own_authority(&error) => {}
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(error))) if is_own_authority(&error) => {
+                // The purpose would have been checked after that.
+                if !is_for_servers {
+                    return Err(CertificateError::InvalidPurpose.into());
+                }
+            }
             Ok(()) | Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {}
             Err(error) => return Err(error),
         }

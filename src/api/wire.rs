@@ -27,6 +27,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::error::{Action, CUT};
+use crate::secret::marked_encoding;
 
 pub use self::info::{InfoEntry, InfoPage};
 pub use self::refusal::{Refusal, read_refusal};
@@ -209,8 +210,8 @@ pub enum Malformed {
     #[error("the body is compressed with gzip, and no Content-Encoding says so")]
     Gzip,
     /// JSON is UTF-8 on the wire (RFC 8259, 8.1).
-    #[error("the body is UTF-16, not UTF-8")]
-    Utf16,
+    #[error("the body is {0}, not UTF-8")]
+    OtherUtf(&'static str),
     /// Not UTF-8.
     #[error("the body is not UTF-8")]
     Encoding(#[from] std::str::Utf8Error),
@@ -269,10 +270,11 @@ fn read_object<'a, T: Shape<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
 
 /// The text of a body that may be JSON, without a byte order mark.
 fn json_text(body: &[u8]) -> Result<&str, Malformed> {
-    match body {
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Err(Malformed::Utf16),
-        [0x1f, 0x8b, ..] => return Err(Malformed::Gzip),
-        _ => {}
+    if let Some(encoding) = marked_encoding(body) {
+        return Err(Malformed::OtherUtf(encoding));
+    }
+    if body.starts_with(b"\x1f\x8b") {
+        return Err(Malformed::Gzip);
     }
     let text = std::str::from_utf8(body)?.trim_start_matches(BYTE_ORDER_MARK);
     match text.trim_start().as_bytes().first() {

@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use super::Flags;
 use super::check::Check;
 use crate::plural::counted;
+use crate::secret::marked_encoding;
 use crate::web_config;
 
 const BEGIN: &str = "-----BEGIN ";
@@ -37,8 +38,8 @@ impl Check<'_> {
 /// # Errors
 /// What is wrong with the file or with one of them.
 fn certificates(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-        return Err("is UTF-16: save it as UTF-8".to_owned());
+    if let Some(encoding) = marked_encoding(bytes) {
+        return Err(format!("is {encoding}: save it as UTF-8"));
     }
     // Comments may be in any encoding. The parser of PEM skips what does not begin a line, as after a byte order mark or
     // in an indented file.

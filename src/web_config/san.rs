@@ -1,6 +1,6 @@
-//! The names a certificate has for its subject, read from its DER.
+//! The names a certificate has for its subject, and whether it is for servers, read from its DER.
 //!
-//! Invariant: any bytes give names or `None`, since a client may send what it likes. It must not know who is allowed.
+//! Invariant: any bytes give an answer or `None`, since a client may send what it likes. It must not know who is allowed.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -17,23 +17,55 @@ const DNS: u8 = 0x82;
 const URI: u8 = 0x86;
 const IP: u8 = 0x87;
 
+/// `id-ce-extKeyUsage`, 2.5.29.37, and `id-kp-serverAuth`, 1.3.6.1.5.5.7.3.1.
+const EXTENDED_KEY_USAGE: [u8; 3] = [0x55, 0x1d, 0x25];
+const SERVER_AUTH: [u8; 8] = [0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
+
 /// Its DNS names, e-mail addresses, URIs and IP addresses as text; `None` where it is no certificate.
 pub(super) fn names(certificate: &[u8]) -> Option<Vec<String>> {
+    match extension(certificate, SUBJECT_ALT_NAME)? {
+        Some(names) => general_names(names),
+        None => Some(Vec::new()),
+    }
+}
+
+/// Whether it may be a server's: it names that purpose, or none at all (RFC 5280, section 4.2.1.12).
+pub(crate) fn is_for_servers(certificate: &[u8]) -> bool {
+    let purposes = |value| {
+        let (mut rest, _) = expect(value, SEQUENCE)?;
+        let mut is_named = false;
+        while !rest.is_empty() {
+            let (purpose, after) = expect(rest, OBJECT_IDENTIFIER)?;
+            is_named |= purpose == SERVER_AUTH;
+            rest = after;
+        }
+        Some(is_named)
+    };
+    match extension(certificate, EXTENDED_KEY_USAGE) {
+        Some(Some(value)) => purposes(value) == Some(true),
+        Some(None) => true,
+        None => false,
+    }
+}
+
+/// The value of an extension, if there is one.
+#[allow(clippy::option_option, reason = "bytes that are no certificate are not one without that extension")]
+fn extension(certificate: &[u8], wanted: [u8; 3]) -> Option<Option<&[u8]>> {
     let (certificate, _) = expect(certificate, SEQUENCE)?;
     let (to_be_signed, _) = expect(certificate, SEQUENCE)?;
     let Some(extensions) = find(to_be_signed, EXTENSIONS)? else {
-        return Some(Vec::new());
+        return Some(None);
     };
     let (mut extensions, _) = expect(extensions, SEQUENCE)?;
     while !extensions.is_empty() {
         let (extension, rest) = expect(extensions, SEQUENCE)?;
         let (identifier, value) = expect(extension, OBJECT_IDENTIFIER)?;
-        if identifier == SUBJECT_ALT_NAME {
-            return general_names(find(value, OCTET_STRING)??);
+        if identifier == wanted {
+            return find(value, OCTET_STRING)?.map(Some);
         }
         extensions = rest;
     }
-    Some(Vec::new())
+    Some(None)
 }
 
 fn general_names(value: &[u8]) -> Option<Vec<String>> {
@@ -96,7 +128,7 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 mod tests {
     use rcgen::{CertificateParams, KeyPair, SanType};
 
-    use super::names;
+    use super::{is_for_servers, names};
 
     fn certificate(sans: Vec<SanType>) -> Vec<u8> {
         let mut params = CertificateParams::new([]).unwrap();
@@ -123,12 +155,13 @@ mod tests {
         let whole = certificate(vec![SanType::DnsName("a.example".try_into().unwrap())]);
         for length in 0..whole.len() {
             assert_eq!(names(&whole[..length]), None, "cut at {length}");
+            assert!(!is_for_servers(&whole[..length]), "cut at {length}");
         }
         for place in 0..whole.len() {
             for byte in [0, 0x30, 0x7f, 0x80, 0x84, 0xff] {
                 let mut changed = whole.clone();
                 changed[place] = byte;
-                let _ = names(&changed);
+                let _ = (names(&changed), is_for_servers(&changed));
             }
         }
     }
