@@ -1,6 +1,6 @@
 //! Takes credentials out of texts from outside: an answer may echo what was sent with the request.
 //!
-//! Invariant: they are taken out before a text is cut short, or no more than [`SHORTEST`] characters of one are left.
+//! Invariant: no form of one that has [`SHORTEST`] bytes is left, nor as much of one at the end of a text that was cut.
 
 use std::cmp::Reverse;
 
@@ -13,7 +13,7 @@ use super::error::{CUT, shortened, visible};
 use crate::config::Proxy;
 use crate::secret::Credential;
 
-/// In bytes. A shorter text is in other words by chance, which would be mutilated; no key or token of the API is as short.
+/// In bytes. A shorter text is part of other words by chance, which must stay readable. No real key or token is as short.
 const SHORTEST: usize = 8;
 const REDACTED: &str = "[redacted]";
 /// All but what a URL never encodes (RFC 3986, section 2.3).
@@ -34,6 +34,8 @@ impl Redaction {
             Some((_, password)) => password,
             None => "",
         };
+        let is_short_token = signature.is_empty() && secret.expose().len() < SHORTEST;
+        let authorization = if is_short_token { "" } else { authorization };
         let secrets = [authorization, signature, secret.expose(), &for_proxy, proxy_secret];
         let mut forms: Vec<_> = secrets.into_iter().flat_map(forms).collect();
         forms.retain(|form| form.len() >= SHORTEST);
@@ -130,8 +132,8 @@ mod tests {
     }
 
     #[test]
-    fn a_short_secret_mutilates_no_text() {
-        let text = "HTTP 401, invalid token: a red cat";
+    fn a_short_secret_leaves_other_texts_as_they_are() {
+        let text = "HTTP 401, invalid token: Bearer authentication of a red cat";
         for secret in ["a", "red", "invalid"] {
             assert_eq!(token(secret).clean(text), text, "{secret}");
         }

@@ -159,7 +159,7 @@ impl Listing for Page {
             self.head.unusable += 1;
             return;
         };
-        self.add(&id, &label(&entry.instance_status));
+        self.add(id, &label(&entry.instance_status));
     }
 
     fn head(&self) -> &Head {

@@ -162,10 +162,9 @@ pub fn web_config(text: &[u8]) {
 
 /// A failure whose payload is left at its defaults: a usable code, and nothing listed.
 fn is_failure(document: &Value) -> bool {
-    let code = document["code"].as_str().unwrap_or_default();
     let payload = if document["response"].is_object() { &document["response"] } else { document };
     let lists_nothing = payload["dataSet"].as_array().is_none_or(Vec::is_empty);
-    (1..=LONGEST_LABEL).contains(&code.len()) && !code.contains('\0') && lists_nothing
+    label(&document["code"]).is_some() && lists_nothing
 }
 
 fn check_page(page: &Page) {
@@ -193,12 +192,12 @@ fn check_against(page: &Page, document: &Value) {
     assert_eq!(Some(page.head.total_count), payload["totalCount"].as_u64(), "totalCount of {document}");
     let listed = payload["dataSet"].as_array().map_or(&[][..], Vec::as_slice);
     assert_eq!(page.entries().len() + page.head.unusable, listed.len(), "the number listed in {document}");
-    let expected = listed.iter().filter_map(|entry| {
-        let status = label(&entry["instanceStatus"]).unwrap_or_default();
-        Some((id(&entry["instanceId"])?, status))
-    });
+    if has_large_integers(listed) {
+        return;
+    }
+    let expected = listed.iter().filter_map(|entry| Some((id(&entry["instanceId"])?, shown(&entry["instanceStatus"]))));
     let expected: Vec<_> = expected.collect();
-    assert!(page.entries().eq(expected.iter().map(|(id, status)| (&**id, *status))), "the entries of {document}");
+    assert!(page.entries().eq(expected.iter().map(|(id, status)| (&**id, &**status))), "the entries of {document}");
 }
 
 /// Compares a page of infos with the oracle's reading of the same document.
@@ -206,6 +205,9 @@ fn check_infos_against(page: &InfoPage, document: &Value) {
     let payload = payload(document);
     assert_eq!(Some(page.head.total_count), payload["totalCount"].as_u64(), "totalCount of {document}");
     let listed = payload["dataSet"].as_array().map_or(&[][..], Vec::as_slice);
+    if has_large_integers(listed) {
+        return;
+    }
     let usable: Vec<_> = listed.iter().filter(|entry| id(&entry["instanceId"]).is_some()).collect();
     assert_eq!(page.entries().len(), usable.len(), "the usable entries of {document}");
     assert_eq!(page.entries().len() + page.head.unusable, listed.len(), "the number listed in {document}");
@@ -224,7 +226,13 @@ fn check_infos_against(page: &InfoPage, document: &Value) {
 
 /// An ID, where there is one: a label, or an integer as it is written.
 fn id(value: &Value) -> Option<String> {
-    label(value).map(str::to_owned).or_else(|| value.as_u64().map(|number| number.to_string()))
+    let integer = || value.as_number().filter(|number| !number.is_f64()).map(ToString::to_string);
+    label(value).map(str::to_owned).or_else(integer)
+}
+
+/// Whether an ID may be an integer of which the oracle, with floats, knows only the first digits.
+fn has_large_integers(listed: &[Value]) -> bool {
+    listed.iter().any(|entry| entry["instanceId"].is_f64())
 }
 
 /// A text as a label shows it: at most so long, the beginning of a longer one.
@@ -244,7 +252,10 @@ fn payload(document: &Value) -> &Value {
 }
 
 fn label(value: &Value) -> Option<&str> {
-    value.as_str().filter(|text| !text.is_empty() && text.len() <= LONGEST_LABEL && !text.contains('\0'))
+    value
+        .as_str()
+        .filter(|text| text.len() <= LONGEST_LABEL && !text.contains('\0'))
+        .filter(|text| !text.trim().is_empty())
 }
 
 /// Whether the reference lets the document be a page, whatever else is in it.

@@ -84,7 +84,7 @@ impl Listing for InfoPage {
             self.head.unusable += 1;
             return;
         };
-        self.texts.push(&id).expect(FITS);
+        self.texts.push(id).expect(FITS);
         let charge_type = label(&entry.instance_charge_type);
         let expires = if charge_type == "POSTPAID" { None } else { entry.expires() };
         for text in [
