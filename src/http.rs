@@ -13,10 +13,11 @@ mod page;
 pub mod probe;
 pub(crate) mod reload;
 mod route;
+mod source;
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,12 +36,13 @@ use tokio_rustls::server::TlsStream;
 
 use self::body::Body;
 pub(crate) use self::gate::Gate;
-use self::limit::{ConnectionLimit, Place, Watched};
+use self::limit::{ConnectionLimit, Place, Stage, Watched};
 pub use self::own::Format;
 pub(crate) use self::own::Own;
 pub(crate) use self::page::About;
 pub(crate) use self::route::Site;
 pub use self::route::{Route, accepts_gzip, route};
+use self::source::Source;
 use crate::config::ListenAddress;
 
 /// How long a client may take no byte of its answer before its connection is closed.
@@ -162,7 +164,7 @@ struct Connections {
 async fn accept(listener: TcpListener, connections: Arc<Connections>) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => connections.open(stream, peer.ip()),
+            Ok((stream, peer)) => connections.open(stream, peer.ip().into()),
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -172,15 +174,15 @@ async fn accept(listener: TcpListener, connections: Arc<Connections>) {
 }
 
 impl Connections {
-    fn open(&self, stream: TcpStream, peer: IpAddr) {
+    fn open(&self, stream: TcpStream, source: Source) {
         // Answers are written whole; waiting to fill a segment would only delay them. Neither option is vital.
         let _ = stream.set_nodelay(true);
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_TIMEOUT));
-        let (place, closed) = self.limit.admit();
+        let (place, closed) = self.limit.open(source);
         let (watcher, closing) = (self.graceful.watcher(), self.open.subscribe());
         let (site, gate) = (Arc::clone(&self.site), Arc::clone(&self.gate));
-        let connection = Connection { site, gate, place: Arc::new(place), peer };
+        let connection = Connection { site, gate, place: Arc::new(place), source };
         tokio::spawn(async move {
             tokio::select! {
                 () = connection.serve_from_first_byte(stream, watcher, closing) => {}
@@ -196,7 +198,7 @@ struct Connection {
     site: Arc<Site>,
     gate: Arc<Gate>,
     place: Arc<Place>,
-    peer: IpAddr,
+    source: Source,
 }
 
 impl Connection {
@@ -208,6 +210,7 @@ impl Connection {
             _ = closing.changed() => false,
         };
         if sent {
+            self.place.advance(Stage::Pending);
             Box::pin(self.serve(stream, watcher, closing)).await;
         }
     }
@@ -252,10 +255,14 @@ impl Connection {
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let Self { site, gate, place, peer } = self;
+        let Self { site, gate, place, source } = self;
         let in_progress = place.begin();
         let mut response = if host::is_valid(request.version(), request.headers()) {
-            match gate.admit(request.uri().path(), request.headers(), peer).await {
+            let admission = gate.admit(request.uri().path(), request.headers(), source).await;
+            if admission.is_ok() {
+                place.advance(Stage::Admitted);
+            }
+            match admission {
                 Ok(()) if request.body().is_end_stream() => site.answer(&request).await,
                 Ok(()) => site.refuse_body(&request),
                 Err(denial) => site.deny(&request, denial),

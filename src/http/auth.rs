@@ -5,8 +5,8 @@
 //! the users come from.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -18,10 +18,13 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::checks::Checks;
+use super::source::Source;
 use crate::web_config::{Hash, LONGEST_PASSWORD, RateLimit, Users};
 
 /// Wrong passwords that are remembered: a client with an outdated one repeats it at every scrape.
 const MAX_WRONG: usize = 256;
+/// Sources whose bucket of the rate limit is remembered.
+const MAX_BUCKETS: usize = 4096;
 
 /// Why a request is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +110,7 @@ impl Accounts {
     pub(super) async fn admit(
         self: &Arc<Self>,
         headers: &HeaderMap,
-        peer: IpAddr,
+        source: Source,
         checks: &Checks,
     ) -> Result<(), Denial> {
         let login = Login::of(headers).ok_or(Denial::Unknown)?;
@@ -117,7 +120,7 @@ impl Accounts {
         let tag = self.tag(&login);
         let right = match self.outcome(&login.user, &tag) {
             Some(right) => right,
-            None => self.check(login, tag, peer, checks).await?,
+            None => self.check(login, tag, source, checks).await?,
         };
         right.then_some(()).ok_or(Denial::Unknown)
     }
@@ -126,11 +129,11 @@ impl Accounts {
         self: &Arc<Self>,
         login: Login,
         tag: hmac::Tag,
-        peer: IpAddr,
+        source: Source,
         checks: &Checks,
     ) -> Result<bool, Denial> {
         let hash = *self.hash(&login.user);
-        let turn = checks.turn(&hash, peer).await.ok_or(Denial::Busy)?;
+        let turn = checks.turn(&hash, source).await.ok_or(Denial::Busy)?;
         // Another request may have had the same password checked meanwhile.
         if let Some(right) = self.outcome(&login.user, &tag) {
             return Ok(right);
@@ -200,27 +203,85 @@ impl Login {
     }
 }
 
-/// A bucket that fills by one request an interval.
+/// A bucket of requests per source, so that one client cannot use up the requests of another.
 pub(super) struct Limiter {
     limit: RateLimit,
-    left: Mutex<(f64, Instant)>,
+    started: Instant,
+    /// When each bucket will be full again, counted from the start. A bucket that is not here is full.
+    full_at: Mutex<HashMap<Source, Duration>>,
 }
 
 impl Limiter {
-    /// A full bucket.
+    /// Full buckets.
     pub(super) fn new(limit: RateLimit) -> Self {
-        Self { limit, left: Mutex::new((f64::from(limit.burst), Instant::now())) }
+        Self { limit, started: Instant::now(), full_at: Mutex::default() }
     }
 
-    /// Takes one request out, if there is one.
-    pub(super) fn take(&self) -> Result<(), Denial> {
-        let now = Instant::now();
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let (requests, at) = *left;
-        let came_back = now.saturating_duration_since(at).as_secs_f64() / self.limit.interval.as_secs_f64();
-        let requests = f64::from(self.limit.burst).min(requests + came_back);
-        let granted = requests >= 1.0;
-        *left = (if granted { requests - 1.0 } else { requests }, now);
-        granted.then_some(()).ok_or(Denial::TooOften)
+    /// Takes one request out of the source's bucket, if there is one.
+    pub(super) fn take(&self, source: Source) -> Result<(), Denial> {
+        let RateLimit { interval, burst } = self.limit;
+        let now = self.started.elapsed();
+        let mut buckets = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let full_at = buckets.get(&source).map_or(now, |&full_at| full_at.max(now)).saturating_add(interval);
+        if full_at - now > interval.saturating_mul(burst) {
+            return Err(Denial::TooOften);
+        }
+        if buckets.len() >= MAX_BUCKETS {
+            buckets.retain(|_, full_at| *full_at > now);
+        }
+        if buckets.len() >= MAX_BUCKETS {
+            // The fullest: its source gains least.
+            let fullest = buckets.iter().min_by_key(|(_, full_at)| **full_at).map(|(source, _)| *source);
+            fullest.and_then(|source| buckets.remove(&source));
+        }
+        buckets.insert(source, full_at);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn source(number: u32) -> Source {
+        std::net::IpAddr::from(Ipv4Addr::from_bits(number)).into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bucket_refills_by_one_request_per_interval() {
+        let limiter = Limiter::new(RateLimit { interval: Duration::from_secs(10), burst: 2 });
+        let granted = || (0..9).take_while(|_| limiter.take(source(1)).is_ok()).count();
+        assert_eq!((granted(), granted()), (2, 0));
+        assert_eq!(limiter.take(source(2)), Ok(()), "another source has a bucket of its own");
+        tokio::time::advance(Duration::from_secs(9)).await;
+        assert_eq!(granted(), 0);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(granted(), 1);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(granted(), 2, "no more than the burst");
+    }
+
+    #[test]
+    fn no_limit_overflows() {
+        let longest = Limiter::new(RateLimit { interval: Duration::MAX, burst: u32::MAX });
+        assert_eq!([longest.take(source(1)), longest.take(source(1))], [Ok(()); 2]);
+        let none = Limiter::new(RateLimit { interval: Duration::from_secs(1), burst: 0 });
+        assert_eq!(none.take(source(1)), Err(Denial::TooOften));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_number_of_buckets_is_bounded_and_an_empty_one_is_kept() {
+        let limiter = Limiter::new(RateLimit { interval: Duration::from_secs(1), burst: 3 });
+        while limiter.take(source(0)).is_ok() {}
+        for number in 1..=u32::try_from(2 * MAX_BUCKETS).unwrap() {
+            assert_eq!(limiter.take(source(number)), Ok(()));
+        }
+        assert_eq!(limiter.full_at.lock().unwrap().len(), MAX_BUCKETS);
+        assert_eq!(limiter.take(source(0)), Err(Denial::TooOften));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(limiter.take(source(0)), Ok(()));
+        assert_eq!(limiter.full_at.lock().unwrap().len(), 1, "full buckets are forgotten");
     }
 }

@@ -1,20 +1,23 @@
 //! Whose password is checked next: a check takes a core for as long as the hash's cost says.
 //!
-//! Invariant: guesses do not keep a correct login waiting. A peer with few logins in the queue goes before one with many.
-//! Of one peer, logins that have waited for long go last: with a guess on every connection, the others would wait as long.
+//! Invariant: guesses do not keep a correct login from another source waiting. A source with few logins in the queue goes
+//! before one with many. Of one source, logins that have waited for long go last: with a guess on every connection, the
+//! others would wait as long.
 
 use std::cmp::Reverse;
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::limit::MAX_PENDING;
+use super::source::{self, Source};
 use crate::web_config::Hash;
 
-/// Logins that wait for a check at a time.
-const MAX_WAITING: usize = 256;
+/// Logins that wait for a check at a time: one on each connection that has to show its password first.
+const MAX_WAITING: usize = MAX_PENDING;
 /// A login that has waited for so long goes last.
 const PROMPT: Duration = Duration::from_millis(250);
 
@@ -34,17 +37,9 @@ impl Default for Checks {
 
 impl Checks {
     /// Waits for the turn of a login; `None` if too many others wait.
-    pub(super) async fn turn(&self, hash: &Hash, peer: IpAddr) -> Option<Turn> {
+    pub(super) async fn turn(&self, hash: &Hash, source: Source) -> Option<Turn> {
         let queue = if hash.is_expensive() { &self.expensive } else { &self.cheap };
-        queue.turn(source(peer)).await
-    }
-}
-
-/// One peer by its address: of IPv6, a host has a whole /64.
-fn source(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address @ IpAddr::V4(_) => address,
+        queue.turn(source).await
     }
 }
 
@@ -64,7 +59,7 @@ struct State {
 
 #[derive(Debug)]
 struct Waiting {
-    peer: IpAddr,
+    source: Source,
     since: Instant,
     turn: oneshot::Sender<Turn>,
 }
@@ -78,7 +73,7 @@ impl Queue {
         Arc::new(Self { limit, state: Mutex::default() })
     }
 
-    async fn turn(self: &Arc<Self>, peer: IpAddr) -> Option<Turn> {
+    async fn turn(self: &Arc<Self>, source: Source) -> Option<Turn> {
         let turn = {
             let mut state = self.state();
             if state.running < self.limit {
@@ -89,7 +84,7 @@ impl Queue {
                 state.drop_one();
             }
             let (sender, turn) = oneshot::channel();
-            state.waiting.push(Waiting { peer, since: Instant::now(), turn: sender });
+            state.waiting.push(Waiting { source, since: Instant::now(), turn: sender });
             turn
         };
         turn.await.ok()
@@ -101,15 +96,11 @@ impl Queue {
 }
 
 impl State {
-    /// Logins of the same peer.
-    fn logins_of(&self, peer: IpAddr) -> usize {
-        self.waiting.iter().filter(|waiting| waiting.peer == peer).count()
-    }
-
     /// Whose turn it is; the check that ended stops counting if nobody waits.
     fn next(&mut self) -> Option<Waiting> {
         self.waiting.retain(|waiting| !waiting.turn.is_closed());
-        let order = |waiting: &Waiting| (self.logins_of(waiting.peer), waiting.since.elapsed() > PROMPT);
+        let counts = self.counts();
+        let order = |waiting: &Waiting| (counts[&waiting.source], waiting.since.elapsed() > PROMPT);
         let next = (0..self.waiting.len()).min_by_key(|&place| order(&self.waiting[place]));
         if next.is_none() {
             self.running -= 1;
@@ -117,12 +108,17 @@ impl State {
         next.map(|place| self.waiting.remove(place))
     }
 
-    /// Makes room: the oldest login of the peer that has the most.
+    /// Makes room: the oldest login of the source that has the most.
     fn drop_one(&mut self) {
-        let logins = |&place: &usize| (self.logins_of(self.waiting[place].peer), Reverse(place));
-        if let Some(place) = (0..self.waiting.len()).max_by_key(logins) {
+        let counts = self.counts();
+        let order = |&place: &usize| (counts[&self.waiting[place].source], Reverse(place));
+        if let Some(place) = (0..self.waiting.len()).max_by_key(order) {
             self.waiting.remove(place);
         }
+    }
+
+    fn counts(&self) -> HashMap<Source, usize> {
+        source::counts(self.waiting.iter().map(|waiting| waiting.source))
     }
 }
 
@@ -139,19 +135,25 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use std::future::Future;
+    use std::net::IpAddr;
     use std::task::{Context, Poll, Waker};
 
     use super::*;
 
-    const HERE: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
-    const THERE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    fn here() -> Source {
+        IpAddr::from([192, 0, 2, 1]).into()
+    }
+
+    fn there() -> Source {
+        IpAddr::from([192, 0, 2, 2]).into()
+    }
 
     type Login = std::pin::Pin<Box<dyn Future<Output = Option<Turn>>>>;
 
     /// A login in the queue.
-    fn login(queue: &Arc<Queue>, peer: IpAddr) -> Login {
+    fn login(queue: &Arc<Queue>, source: Source) -> Login {
         let queue = Arc::clone(queue);
-        let mut login: Login = Box::pin(async move { queue.turn(peer).await });
+        let mut login: Login = Box::pin(async move { queue.turn(source).await });
         assert!(poll(&mut login).is_pending(), "it has to wait");
         login
     }
@@ -167,13 +169,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_with_few_logins_goes_first_and_logins_that_have_waited_for_long_go_last() {
+    async fn a_source_with_few_logins_goes_first_and_logins_that_have_waited_for_long_go_last() {
         let queue = Queue::new(1);
-        let turn = queue.turn(HERE).await.unwrap();
-        let mut old = login(&queue, HERE);
+        let turn = queue.turn(here()).await.unwrap();
+        let mut old = login(&queue, here());
         tokio::time::advance(PROMPT + Duration::from_millis(1)).await;
-        let [mut first, mut second] = [login(&queue, HERE), login(&queue, HERE)];
-        let mut other = login(&queue, THERE);
+        let [mut first, mut second] = [login(&queue, here()), login(&queue, here())];
+        let mut other = login(&queue, there());
         drop(turn);
         let turn = self::turn(&mut other);
         assert!(poll(&mut first).is_pending(), "one check runs at a time");
@@ -187,9 +189,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_gave_up_hands_its_turn_on() {
         let queue = Queue::new(1);
-        let turn = queue.turn(HERE).await.unwrap();
-        let [gone, given] = [login(&queue, HERE), login(&queue, HERE)];
-        let mut patient = login(&queue, HERE);
+        let turn = queue.turn(here()).await.unwrap();
+        let [gone, given] = [login(&queue, here()), login(&queue, here())];
+        let mut patient = login(&queue, here());
         drop(gone);
         drop(turn);
         assert!(poll(&mut patient).is_pending(), "another one is first");
@@ -199,20 +201,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_full_queue_drops_the_oldest_login_of_the_peer_with_the_most() {
+    async fn a_full_queue_drops_the_oldest_login_of_the_source_with_the_most() {
         let queue = Queue::new(1);
-        let _turn = queue.turn(HERE).await.unwrap();
-        let mut other = login(&queue, THERE);
-        let mut crowd: Vec<_> = (1..=MAX_WAITING).map(|_| login(&queue, HERE)).collect();
+        let _turn = queue.turn(here()).await.unwrap();
+        let mut other = login(&queue, there());
+        let mut crowd: Vec<_> = (1..=MAX_WAITING).map(|_| login(&queue, here())).collect();
         assert!(matches!(poll(&mut crowd[0]), Poll::Ready(None)));
         assert!(poll(&mut crowd[1]).is_pending() && poll(&mut other).is_pending());
         assert_eq!(queue.state().waiting.len(), MAX_WAITING);
-    }
-
-    #[test]
-    fn a_peer_is_its_network_in_ipv6() {
-        let source = |text: &str| source(text.parse().unwrap()).to_string();
-        assert_eq!(source("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-        assert_eq!(source("::ffff:192.0.2.1"), "192.0.2.1");
     }
 }

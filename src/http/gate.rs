@@ -3,7 +3,6 @@
 //! Invariant: a request or connection sees one configuration from its start to its end. It must not know how files
 //! are read.
 
-use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hyper::header::HeaderMap;
@@ -12,6 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use super::auth::{Accounts, Denial, Limiter, Recall};
 use super::checks::Checks;
 use super::route;
+use super::source::Source;
 use crate::web_config::Settings;
 
 /// Admits requests; open to all where no web config is given.
@@ -65,7 +65,7 @@ impl Gate {
 
     /// Whether the request may be answered. One with a remembered password, or without any, does not count towards the
     /// rate limit: requests without a password must not use up what a login needs.
-    pub(super) async fn admit(&self, path: &str, headers: &HeaderMap, peer: IpAddr) -> Result<(), Denial> {
+    pub(super) async fn admit(&self, path: &str, headers: &HeaderMap, source: Source) -> Result<(), Denial> {
         if self.open_health && route::is_health(path) {
             return Ok(());
         }
@@ -77,10 +77,10 @@ impl Gate {
             Some(Recall::Other) | None => {}
         }
         if let Some(limiter) = &in_use.limiter {
-            limiter.take()?;
+            limiter.take(source)?;
         }
         match &in_use.accounts {
-            Some(accounts) => accounts.admit(headers, peer, &self.checks).await,
+            Some(accounts) => accounts.admit(headers, source, &self.checks).await,
             None => Ok(()),
         }
     }

@@ -1,10 +1,15 @@
-//! The limit on connections: which one is closed when another comes, and which one has used up its time.
+//! Limits connections: which one is closed when another needs its place, and which one has used up its time.
 //!
-//! Invariant: a new connection is always admitted, and no more than the limit have sent a request. If one has to be closed,
-//! it is one that has sent no request; else the one that is idle for longest; else the one whose client has taken no byte
-//! of its response for longest.
+//! Invariant: a new connection is always accepted, and each stage of a connection has a limit of its own. Clients that
+//! have not shown that they may send requests therefore never close the connections of those that have. A stage that is
+//! full closes one of its own connections:
+//!
+//! - silent: the oldest
+//! - pending: one of the source with the most, which cannot close the connections of other sources
+//! - admitted: the one that is idle for longest, else the one whose client has taken no byte of its response for longest
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,6 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::source::{self, Source};
+
 /// Time for the head of a request, and for the TLS handshake before the first one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two requests: longer than the scrape intervals in common use, and no multiple of them, so that a
@@ -23,19 +30,30 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Time from the head of a request to the last byte of its response, which keeps an old snapshot in memory.
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
-/// A new connection has this time for its handshake and first head before it goes first.
-const GRACE: Duration = Duration::from_millis(100);
-/// Connections beyond the limit while no request was sent on them: in a burst, a client needs time to send one.
-/// Far more than tokio accepts before other tasks have their turn, so that what was sent is read first.
-const MAX_NEW: usize = 2048;
+/// Silent connections: they cost little, and in a burst a client needs time to send its first byte. Far more than tokio
+/// accepts before other tasks have their turn, so that what was sent is read first.
+const MAX_SILENT: usize = 2048;
+/// Pending connections: each may have the buffers of TLS and of HTTP/2, about 64 KiB.
+pub(super) const MAX_PENDING: usize = 512;
 /// How often connections are checked for having used up their time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How far a connection has come. It never goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The client has sent nothing.
+    Silent,
+    /// No request was admitted yet: a handshake, the head of a request, or a password that waits for its check.
+    Pending,
+    /// A request was admitted.
+    Admitted,
+}
+
 /// All connections.
 pub(super) struct ConnectionLimit {
-    /// Connections that have sent a request.
-    limit: usize,
-    /// All connections.
+    /// The most connections of each stage.
+    limits: [usize; 3],
+    /// The most connections of all stages.
     total: usize,
     state: Mutex<State>,
 }
@@ -43,10 +61,12 @@ pub(super) struct ConnectionLimit {
 #[derive(Default)]
 struct State {
     next: u64,
-    open: HashMap<u64, Entry>,
+    /// By [`Stage`], in the order in which they were opened.
+    stages: [BTreeMap<u64, Entry>; 3],
 }
 
 struct Entry {
+    source: Source,
     phase: Phase,
     /// When the phase began.
     since: Instant,
@@ -58,22 +78,12 @@ struct Entry {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// No request was sent yet.
-    New,
+    /// The head of a request is expected, or has begun.
+    Head,
     /// Between two requests.
     Idle,
-    /// The head of another request has begun.
-    Head,
     /// That many requests are in progress.
     Busy(usize),
-}
-
-/// Whose place is taken first: the smallest.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    Silent(Instant),
-    Idle(Instant),
-    Active(Instant),
 }
 
 /// One connection's place under the limit, free again when dropped.
@@ -89,18 +99,17 @@ pub(super) type Closed = oneshot::Receiver<Infallible>;
 pub(super) struct InProgress(Arc<Place>);
 
 impl Entry {
-    fn rank(&self, now: Instant) -> Rank {
+    /// The one with the smallest is closed first.
+    fn activity(&self) -> (bool, Instant) {
         match self.phase {
-            Phase::New if now - self.since > GRACE => Rank::Silent(self.since),
-            Phase::New => Rank::Active(self.since),
-            Phase::Idle | Phase::Head => Rank::Idle(self.since),
-            Phase::Busy(_) => Rank::Active(self.active),
+            Phase::Head | Phase::Idle => (false, self.since),
+            Phase::Busy(_) => (true, self.active),
         }
     }
 
     fn is_overdue(&self, now: Instant) -> bool {
         let timeout = match self.phase {
-            Phase::New | Phase::Head => HEAD_TIMEOUT,
+            Phase::Head => HEAD_TIMEOUT,
             Phase::Idle => IDLE_TIMEOUT,
             Phase::Busy(_) => REQUEST_TIMEOUT,
         };
@@ -113,23 +122,31 @@ impl Entry {
 }
 
 impl ConnectionLimit {
-    /// `room` is what the process can open at all.
+    /// `limit` is for admitted connections. `room` is what the process can open at all.
     pub(super) fn new(limit: usize, room: usize) -> Arc<Self> {
-        let limit = limit.min(room);
-        Arc::new(Self { limit, total: room.min(limit + MAX_NEW), state: Mutex::default() })
+        Arc::new(Self { limits: [MAX_SILENT, MAX_PENDING, limit], total: room, state: Mutex::default() })
     }
 
     /// A place for one more connection, if need be that of another one.
-    pub(super) fn admit(self: &Arc<Self>) -> (Place, Closed) {
+    pub(super) fn open(self: &Arc<Self>, source: Source) -> (Place, Closed) {
         let (mut state, now) = (self.state(), Instant::now());
-        if state.open.len() >= self.total {
-            state.close_first(|_| true);
+        if state.stages.iter().map(BTreeMap::len).sum::<usize>() >= self.total {
+            let stages = [Stage::Silent, Stage::Pending, Stage::Admitted];
+            stages.into_iter().find(|stage| state.close_one(*stage));
         }
         let (close, closed) = oneshot::channel();
         let number = state.next;
         state.next += 1;
-        state.open.insert(number, Entry { phase: Phase::New, since: now, active: now, _close: close });
+        let entry = Entry { source, phase: Phase::Head, since: now, active: now, _close: close };
+        self.enter(&mut state, Stage::Silent, number, entry);
         (Place { limit: Arc::clone(self), number }, closed)
+    }
+
+    fn enter(&self, state: &mut State, stage: Stage, number: u64, entry: Entry) {
+        if state.stages[stage as usize].len() >= self.limits[stage as usize] {
+            state.close_one(stage);
+        }
+        state.stages[stage as usize].insert(number, entry);
     }
 
     /// Closes connections that have used up their time, for ever.
@@ -137,13 +154,15 @@ impl ConnectionLimit {
         loop {
             tokio::time::sleep(SWEEP_INTERVAL).await;
             let now = Instant::now();
-            self.state().open.retain(|_, entry| {
-                let overdue = entry.is_overdue(now);
-                if overdue {
-                    tracing::debug!(phase = ?entry.phase, "closing a connection: its time is up");
-                }
-                !overdue
-            });
+            for entries in &mut self.state().stages {
+                entries.retain(|_, entry| {
+                    let overdue = entry.is_overdue(now);
+                    if overdue {
+                        tracing::debug!(phase = ?entry.phase, "closing a connection: its time is up");
+                    }
+                    !overdue
+                });
+            }
         }
     }
 
@@ -153,38 +172,49 @@ impl ConnectionLimit {
 }
 
 impl State {
-    /// Closes one of those connections.
-    fn close_first(&mut self, is_one: impl Fn(&Entry) -> bool) {
-        let now = Instant::now();
-        let ones = self.open.iter().filter(|(_, entry)| is_one(entry));
-        let first = ones.min_by_key(|(number, entry)| (entry.rank(now), **number)).map(|(number, _)| *number);
-        let closed = first.and_then(|number| self.open.remove(&number));
-        tracing::debug!(phase = ?closed.map(|entry| entry.phase), "closing a connection: another needs its place");
+    /// Closes one connection of that stage. Returns whether there was one.
+    fn close_one(&mut self, stage: Stage) -> bool {
+        let entries = &mut self.stages[stage as usize];
+        let first = match stage {
+            Stage::Silent => entries.keys().next(),
+            Stage::Pending => {
+                let counts = source::counts(entries.values().map(|entry| entry.source));
+                let rank = |entry: &Entry| (Reverse(counts.get(&entry.source)), entry.activity());
+                entries.iter().min_by_key(|(_, entry)| rank(entry)).map(|(number, _)| number)
+            }
+            Stage::Admitted => entries.iter().min_by_key(|(_, entry)| entry.activity()).map(|(number, _)| number),
+        };
+        let closed = first.copied().and_then(|number| entries.remove(&number));
+        if let Some(entry) = &closed {
+            tracing::debug!(?stage, phase = ?entry.phase, "closing a connection: another needs its place");
+        }
+        closed.is_some()
     }
 }
 
 impl Place {
-    /// A request begins: with the first one, the connection counts towards the limit.
-    pub(super) fn begin(self: &Arc<Self>) -> InProgress {
+    /// The connection has come to that stage.
+    pub(super) fn advance(&self, stage: Stage) {
         let mut state = self.limit.state();
-        match state.open.get_mut(&self.number).map(|entry| (entry.phase, entry)) {
-            Some((Phase::New, _)) => {
-                let has_asked = |entry: &Entry| entry.phase != Phase::New;
-                if state.open.values().filter(|entry| has_asked(entry)).count() >= self.limit.limit {
-                    state.close_first(has_asked);
-                }
-                state.open.entry(self.number).and_modify(|entry| entry.enter(Phase::Busy(1)));
-            }
-            Some((Phase::Busy(requests), entry)) => entry.phase = Phase::Busy(requests + 1),
-            Some((_, entry)) => entry.enter(Phase::Busy(1)),
-            None => {}
+        let earlier = &mut state.stages[..stage as usize];
+        if let Some(entry) = earlier.iter_mut().find_map(|entries| entries.remove(&self.number)) {
+            self.limit.enter(&mut state, stage, self.number, entry);
         }
+    }
+
+    /// A request begins.
+    pub(super) fn begin(self: &Arc<Self>) -> InProgress {
+        self.change(|entry| match entry.phase {
+            Phase::Busy(requests) => entry.phase = Phase::Busy(requests + 1),
+            Phase::Head | Phase::Idle => entry.enter(Phase::Busy(1)),
+        });
         InProgress(Arc::clone(self))
     }
 
     /// Does nothing if the place was given to another connection: this one is about to end.
     fn change(&self, change: impl FnOnce(&mut Entry)) {
-        if let Some(entry) = self.limit.state().open.get_mut(&self.number) {
+        let mut state = self.limit.state();
+        if let Some(entry) = state.stages.iter_mut().find_map(|entries| entries.get_mut(&self.number)) {
             change(entry);
         }
     }
@@ -192,7 +222,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.limit.state().open.remove(&self.number);
+        for entries in &mut self.limit.state().stages {
+            entries.remove(&self.number);
+        }
     }
 }
 
@@ -276,9 +308,20 @@ mod tests {
 
     use super::*;
 
-    fn admit(limit: &Arc<ConnectionLimit>) -> (Arc<Place>, Closed) {
-        let (place, closed) = limit.admit();
+    /// A connection from the source of that number.
+    fn open_from(limit: &Arc<ConnectionLimit>, source: u8) -> (Arc<Place>, Closed) {
+        let (place, closed) = limit.open(std::net::IpAddr::from([192, 0, 2, source]).into());
         (Arc::new(place), closed)
+    }
+
+    fn open(limit: &Arc<ConnectionLimit>) -> (Arc<Place>, Closed) {
+        open_from(limit, 1)
+    }
+
+    fn begin_admitted(place: &Arc<Place>) -> InProgress {
+        let in_progress = place.begin();
+        place.advance(Stage::Admitted);
+        in_progress
     }
 
     fn is_closed(closed: &mut Closed) -> bool {
@@ -286,63 +329,89 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_new_connection_takes_the_place_of_the_least_active_one() {
+    async fn a_new_connection_takes_the_place_of_the_one_that_has_come_least_far() {
         let limit = ConnectionLimit::new(9, 4);
-        let ((_silent, mut silent), (stalled, mut stalled_closed)) = (admit(&limit), admit(&limit));
-        let _in_progress = stalled.begin();
-        let (idle, mut idle_closed) = admit(&limit);
-        drop(idle.begin());
-        tokio::time::advance(GRACE + Duration::from_millis(1)).await;
-        let mut new = vec![admit(&limit), admit(&limit)];
-        assert!(is_closed(&mut silent) && !is_closed(&mut idle_closed), "no request was sent on the first one");
-        new.push(admit(&limit));
-        assert!(is_closed(&mut idle_closed) && !is_closed(&mut stalled_closed));
-        new.push(admit(&limit));
-        assert!(is_closed(&mut stalled_closed), "its client has taken nothing since before the others were new");
-        assert!(!new.iter_mut().any(|(_, closed)| is_closed(closed)));
+        let [(stalled, mut stalled_closed), (idle, mut idle_closed), (pending, mut pending_closed)] =
+            std::array::from_fn(|_| open(&limit));
+        let mut in_progress = vec![begin_admitted(&stalled)];
+        drop(begin_admitted(&idle));
+        pending.advance(Stage::Pending);
+        let (_silent, mut silent_closed) = open(&limit);
+        let mut in_order = [&mut silent_closed, &mut pending_closed, &mut idle_closed, &mut stalled_closed];
+        for closed in 1..=in_order.len() {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            in_progress.push(begin_admitted(&open(&limit).0));
+            let are_closed = in_order.each_mut().map(|closed| is_closed(closed));
+            assert_eq!(are_closed.iter().position(|is_closed| !is_closed).unwrap_or(4), closed, "{are_closed:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_first_request_takes_the_place_of_an_idle_connection_or_of_one_whose_client_takes_nothing() {
+    async fn an_admitted_connection_takes_the_place_of_an_idle_one_or_of_one_whose_client_takes_nothing() {
         let limit = ConnectionLimit::new(3, 99);
-        let ((reading, mut reading_closed), (stalled, mut stalled_closed)) = (admit(&limit), admit(&limit));
-        let mut in_progress = vec![reading.begin(), stalled.begin()];
-        let (idle, mut idle_closed) = admit(&limit);
-        drop(idle.begin());
-        let mut new: Vec<_> = (0..3).map(|_| admit(&limit)).collect();
-        assert!(!is_closed(&mut idle_closed), "no request was sent on the new ones");
-        in_progress.push(new[0].0.begin());
+        let ((reading, mut reading_closed), (stalled, mut stalled_closed)) = (open(&limit), open(&limit));
+        let mut in_progress = vec![begin_admitted(&reading), begin_admitted(&stalled)];
+        let (idle, mut idle_closed) = open(&limit);
+        drop(begin_admitted(&idle));
+        let mut new: Vec<_> = (0..3).map(|_| open(&limit)).collect();
+        new.iter().for_each(|(place, _)| place.advance(Stage::Pending));
+        assert!(!is_closed(&mut idle_closed), "no request was admitted on the new ones");
+        in_progress.push(begin_admitted(&new[0].0));
         assert!(is_closed(&mut idle_closed));
         tokio::time::advance(Duration::from_secs(2)).await;
         let (server, _client) = duplex(1);
         Watched::new(server, Arc::clone(&reading), true).write_u8(b'x').await.unwrap();
-        in_progress.push(new[1].0.begin());
+        in_progress.push(begin_admitted(&new[1].0));
         assert!(is_closed(&mut stalled_closed) && !is_closed(&mut reading_closed));
         assert!(!new.iter_mut().any(|(_, closed)| is_closed(closed)));
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_pending_connection_takes_the_place_of_one_of_the_source_with_the_most() {
+        let limit = ConnectionLimit::new(9, 9999);
+        let pending = |source, is_login: bool| {
+            let (place, closed) = open_from(&limit, source);
+            place.advance(Stage::Pending);
+            let login = is_login.then(|| place.begin());
+            (place, closed, login)
+        };
+        let mut other = pending(2, false);
+        let mut crowd: Vec<_> = (1..MAX_PENDING).map(|number| pending(1, number != 100)).collect();
+        let mut newest = pending(1, true);
+        assert!(is_closed(&mut crowd[99].1), "it has sent no login");
+        crowd.push(pending(1, true));
+        assert!(is_closed(&mut crowd[0].1), "the oldest login");
+        assert_eq!(crowd.iter_mut().filter_map(|(_, closed, _)| is_closed(closed).then_some(())).count(), 2);
+        assert!(!is_closed(&mut newest.1) && !is_closed(&mut other.1));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_connection_is_busy_until_its_last_request_ends() {
         let limit = ConnectionLimit::new(2, 99);
-        let ((first, mut first_closed), (second, mut second_closed)) = (admit(&limit), admit(&limit));
-        let requests = (first.begin(), first.begin());
-        drop(second.begin());
+        let ((first, mut first_closed), (second, mut second_closed)) = (open(&limit), open(&limit));
+        let requests = (begin_admitted(&first), begin_admitted(&first));
+        drop(begin_admitted(&second));
         drop(requests.0);
-        let third = admit(&limit);
-        let _in_progress = third.0.begin();
+        let third = open(&limit);
+        let _in_progress = begin_admitted(&third.0);
         assert!(is_closed(&mut second_closed) && !is_closed(&mut first_closed));
     }
 
     #[tokio::test(start_paused = true)]
     async fn there_are_never_more_connections_than_the_limits() {
-        let limit = ConnectionLimit::new(3, 7);
-        for _ in 0..10 {
-            let places: Vec<_> = (0..9).map(|_| admit(&limit)).collect();
-            assert_eq!(limit.state().open.len(), 7);
-            let in_progress: Vec<_> = places.iter().map(|(place, _)| place.begin()).collect();
-            assert_eq!(limit.state().open.len(), 3);
-            drop((in_progress, places));
-            assert_eq!(limit.state().open.len(), 0, "places are free again when connections end");
+        for (room, silent, pending, admitted) in [(9999, MAX_SILENT, MAX_PENDING, 3), (7, 7, 7, 3)] {
+            let limit = ConnectionLimit::new(3, room);
+            let count = || limit.state().stages.iter().map(BTreeMap::len).sum::<usize>();
+            for _ in 0..3 {
+                let places: Vec<_> = (0..3000).map(|_| open(&limit).0).collect();
+                assert_eq!(count(), silent);
+                places.iter().for_each(|place| place.advance(Stage::Pending));
+                assert_eq!(count(), pending);
+                let in_progress: Vec<_> = places.iter().map(begin_admitted).collect();
+                assert_eq!(count(), admitted);
+                drop((in_progress, places));
+                assert_eq!(count(), 0, "places are free again when connections end");
+            }
         }
     }
 
@@ -361,14 +430,14 @@ mod tests {
     async fn each_phase_has_its_time() {
         let limit = ConnectionLimit::new(9, 9);
         let sweeper = tokio::spawn(Arc::clone(&limit).close_overdue());
-        let (_place, mut closed) = admit(&limit);
+        let (_place, mut closed) = open(&limit);
         assert!(is_about(lifetime(&mut closed).await, HEAD_TIMEOUT));
 
-        let (place, mut closed) = admit(&limit);
+        let (place, mut closed) = open(&limit);
         drop(place.begin());
         assert!(is_about(lifetime(&mut closed).await, IDLE_TIMEOUT));
 
-        let (place, mut closed) = admit(&limit);
+        let (place, mut closed) = open(&limit);
         let _in_progress = place.begin();
         tokio::time::advance(Duration::from_secs(30)).await;
         drop(place.begin());
@@ -384,7 +453,7 @@ mod tests {
         {
             let limit = ConnectionLimit::new(1, 1);
             let sweeper = tokio::spawn(Arc::clone(&limit).close_overdue());
-            let (place, mut closed) = admit(&limit);
+            let (place, mut closed) = open(&limit);
             drop(place.begin());
             tokio::time::sleep(Duration::from_secs(20)).await;
             let (mut client, server) = duplex(9);
