@@ -57,7 +57,9 @@ const BACKLOG: i32 = 4096;
 /// Requests at a time on one HTTP/2 connection: more than a browser or a scraper has.
 const MAX_STREAMS: u32 = 16;
 /// What the headers of one request may take.
-const MAX_HEADER_BYTES: u32 = 16 << 10;
+const MAX_HEADER_BYTES: usize = 16 << 10;
+/// The same over HTTP/2, where each header counts 32 bytes more, and takes more than that in memory.
+const MAX_HEADER_LIST: u32 = 8 << 10;
 /// What may come of bodies on one HTTP/2 connection before they are refused: the least that the protocol allows.
 const BODY_WINDOW: u32 = 65_535;
 /// File descriptors kept from the clients: for requests to the API, for files, for listeners, and for connections that
@@ -235,7 +237,7 @@ impl Connection {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEADER_BYTES)
+            .max_header_list_size(MAX_HEADER_LIST)
             .initial_stream_window_size(BODY_WINDOW)
             .initial_connection_window_size(BODY_WINDOW)
             .keep_alive_interval(PING_INTERVAL)
@@ -249,7 +251,7 @@ impl Connection {
         let connection = http1::Builder::new()
             // It would count from the end of the last request, and cut connections that are merely idle.
             .header_read_timeout(None)
-            .max_buf_size(MAX_HEADER_BYTES as usize)
+            .max_buf_size(MAX_HEADER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         until_end(watcher, connection).await;
     }

@@ -1,16 +1,14 @@
 //! Whose password is checked next: a check takes a core for as long as the hash's cost says.
 //!
 //! Invariant: guesses do not keep a correct login from another source waiting. A source with few logins in the queue goes
-//! before one with many. Of one source, logins that have waited for long go last: with a guess on every connection, the
-//! others would wait as long.
+//! before one with many. Of one source, the newest and the oldest login take turns: among many guesses, most logins are
+//! checked at once, and none waits for ever.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::limit::MAX_PENDING;
 use super::source::{self, Source};
@@ -18,8 +16,6 @@ use crate::web_config::Hash;
 
 /// Logins that wait for a check at a time: one on each connection that has to show its password first.
 const MAX_WAITING: usize = MAX_PENDING;
-/// A login that has waited for so long goes last.
-const PROMPT: Duration = Duration::from_millis(250);
 
 /// All queues. They outlive a change of the users, so that no change adds checks that run at a time.
 #[derive(Debug)]
@@ -53,6 +49,8 @@ struct Queue {
 #[derive(Debug, Default)]
 struct State {
     running: usize,
+    /// Whether the last turn went to the newest login.
+    was_newest: bool,
     /// The oldest first.
     waiting: Vec<Waiting>,
 }
@@ -60,7 +58,6 @@ struct State {
 #[derive(Debug)]
 struct Waiting {
     source: Source,
-    since: Instant,
     turn: oneshot::Sender<Turn>,
 }
 
@@ -84,7 +81,7 @@ impl Queue {
                 state.drop_one();
             }
             let (sender, turn) = oneshot::channel();
-            state.waiting.push(Waiting { source, since: Instant::now(), turn: sender });
+            state.waiting.push(Waiting { source, turn: sender });
             turn
         };
         turn.await.ok()
@@ -100,8 +97,11 @@ impl State {
     fn next(&mut self) -> Option<Waiting> {
         self.waiting.retain(|waiting| !waiting.turn.is_closed());
         let counts = self.counts();
-        let order = |waiting: &Waiting| (counts[&waiting.source], waiting.since.elapsed() > PROMPT);
-        let next = (0..self.waiting.len()).min_by_key(|&place| order(&self.waiting[place]));
+        let fewest = counts.values().min();
+        let is_one = |place: &usize| Some(&counts[&self.waiting[*place].source]) == fewest;
+        let mut places = (0..self.waiting.len()).filter(is_one);
+        let next = if self.was_newest { places.next() } else { places.next_back() };
+        self.was_newest = !self.was_newest;
         if next.is_none() {
             self.running -= 1;
         }
@@ -168,30 +168,28 @@ mod tests {
         turn
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_source_with_few_logins_goes_first_and_logins_that_have_waited_for_long_go_last() {
+    #[tokio::test]
+    async fn a_source_with_few_logins_goes_first_and_of_one_source_the_newest_and_the_oldest_take_turns() {
         let queue = Queue::new(1);
         let turn = queue.turn(here()).await.unwrap();
-        let mut old = login(&queue, here());
-        tokio::time::advance(PROMPT + Duration::from_millis(1)).await;
-        let [mut first, mut second] = [login(&queue, here()), login(&queue, here())];
         let mut other = login(&queue, there());
+        let mut logins: [_; 4] = std::array::from_fn(|_| login(&queue, here()));
         drop(turn);
         let turn = self::turn(&mut other);
-        assert!(poll(&mut first).is_pending(), "one check runs at a time");
+        assert!(logins.iter_mut().all(|login| poll(login).is_pending()), "one check runs at a time");
         drop(turn);
-        for login in [&mut first, &mut second, &mut old] {
-            drop(self::turn(login));
+        for place in [0, 3, 1, 2] {
+            drop(self::turn(&mut logins[place]));
         }
         assert_eq!(queue.state().running, 0);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_client_that_gave_up_hands_its_turn_on() {
         let queue = Queue::new(1);
         let turn = queue.turn(here()).await.unwrap();
-        let [gone, given] = [login(&queue, here()), login(&queue, here())];
         let mut patient = login(&queue, here());
+        let [gone, given] = [login(&queue, here()), login(&queue, here())];
         drop(gone);
         drop(turn);
         assert!(poll(&mut patient).is_pending(), "another one is first");
@@ -200,7 +198,7 @@ mod tests {
         assert_eq!(queue.state().running, 0);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_full_queue_drops_the_oldest_login_of_the_source_with_the_most() {
         let queue = Queue::new(1);
         let _turn = queue.turn(here()).await.unwrap();
