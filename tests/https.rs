@@ -123,6 +123,20 @@ async fn a_client_certificate_is_verified_where_it_is_required() {
 }
 
 #[tokio::test]
+async fn a_client_certificate_without_its_key_is_refused() {
+    for kind in ["RequireAnyClientCert", "RequireAndVerifyClientCert, client_ca_file: ca.pem"] {
+        let secured = Secured::start(&format!("client_auth_type: {kind}"), "", &[]).await;
+        for version in [&TLS12, &TLS13] {
+            let mut identity = secured.authority.identity("scraper");
+            identity.key = secured.authority.identity("scraper").key;
+            let client = Client { versions: vec![version], identity: Some(identity), ..secured.client() };
+            let error = secured.status(&client, "/metrics").await.unwrap_err();
+            assert!(error.contains("DecryptError"), "{kind}, {version:?}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_name_that_is_not_allowed_is_refused() {
     let setting = "client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem, \
                    client_allowed_sans: [scraper.example, 192.0.2.7]";
