@@ -8,20 +8,21 @@ use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::web::{Authority, Client};
+use common::web::{Authority, Client, connect};
 use common::{PATIENCE, request};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::simulator::{KEY_ID, Knobs, PASSWORD, Simulator};
 
@@ -38,6 +39,8 @@ const BURST: u32 = 2000;
 const FILES: usize = 3500;
 /// What the rude may cost, more than the polite: buffers of their connections, and what a debug build wastes.
 const SLACK_KIB: usize = 32 << 10;
+/// What connections without a request may take, whatever was sent on them: far less than a container has.
+const PENDING_KIB: usize = 64 << 10;
 const SCRAPE: &str = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -47,6 +50,8 @@ struct Running {
     /// Open for as long as it may write there.
     _stderr: BufReader<ChildStderr>,
     address: SocketAddr,
+    /// Of its web config.
+    folder: Option<TempDir>,
 }
 
 impl Running {
@@ -71,7 +76,7 @@ impl Running {
                 break rest.split(' ').next().unwrap().parse().unwrap();
             }
         };
-        Self { child, _stderr: stderr, address }
+        Self { child, _stderr: stderr, address, folder: None }
     }
 
     /// The most memory it ever had, in KiB.
@@ -200,16 +205,24 @@ async fn reads_a_byte_a_second(address: SocketAddr) -> io::Result<()> {
     }
 }
 
-async fn never_reads_over_tls(client: Arc<Client>, address: SocketAddr) -> io::Result<()> {
-    let mut stream = client.connect(address).await?;
+async fn never_reads_over_tls(connector: &TlsConnector, address: SocketAddr) -> io::Result<()> {
+    let mut stream = connect(connector, address).await?;
     stream.write_all(SCRAPE.repeat(200).as_bytes()).await?;
     std::future::pending().await
 }
 
-async fn begins_a_handshake(address: SocketAddr) -> io::Result<()> {
+/// Sends that many bytes of a TLS record that has 16,000.
+async fn begins_a_handshake(length: usize, address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address).await?;
-    // A record of 512 bytes is to follow.
-    stream.write_all(&[22, 3, 1, 2, 0, 1, 0]).await?;
+    let record = [&[22, 3, 1, 0x3e, 0x80, 1, 0, 0x3e, 0x7c][..], &[0; 15_995]].concat();
+    stream.write_all(&record[..length]).await?;
+    until_closed(stream).await
+}
+
+async fn begins_a_head_over_tls(connector: &TlsConnector, address: SocketAddr) -> io::Result<()> {
+    let mut stream = connect(connector, address).await?;
+    stream.write_all(format!("GET /metrics HTTP/1.1\r\nx: {}", "x".repeat(15_000)).as_bytes()).await?;
+    stream.flush().await?;
     until_closed(stream).await
 }
 
@@ -223,32 +236,51 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 const GET: &[u8] = b"\x82\x84\x87\x41\x09localhost";
 
 /// Over TLS, where HTTP/2 is agreed on.
-async fn http2(client: &Client, address: SocketAddr) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
-    let mut stream = client.connect(address).await?;
+async fn http2(
+    connector: &TlsConnector,
+    address: SocketAddr,
+) -> io::Result<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+    let mut stream = connect(connector, address).await?;
     stream.write_all(HTTP2).await?;
     stream.write_all(&frame(4, 0, 0, &[])).await?;
     Ok(stream)
 }
 
-async fn idles_over_http2(client: Arc<Client>, address: SocketAddr) -> io::Result<()> {
-    until_closed(http2(&client, address).await?).await
+async fn idles_over_http2(connector: &TlsConnector, address: SocketAddr) -> io::Result<()> {
+    until_closed(http2(connector, address).await?).await
 }
 
-async fn never_ends_its_headers(client: Arc<Client>, address: SocketAddr) -> io::Result<()> {
-    let mut stream = http2(&client, address).await?;
+async fn never_ends_its_headers(connector: &TlsConnector, address: SocketAddr) -> io::Result<()> {
+    let mut stream = http2(connector, address).await?;
     stream.write_all(&frame(1, 1, 1, GET)).await?;
     // A header that is not indexed, of 100 bytes, in one CONTINUATION after the other.
     let header = [&b"\x00\x01x\x64"[..], &[b'x'; 100]].concat();
     flood(stream, &frame(9, 0, 1, &header.repeat(100)), 1000).await
 }
 
-async fn resets_what_it_asked(client: Arc<Client>, address: SocketAddr) -> io::Result<()> {
-    let mut stream = http2(&client, address).await?;
+/// Sends many headers, though not too many, and not their end.
+async fn begins_a_header_block(connector: &TlsConnector, address: SocketAddr) -> io::Result<()> {
+    let mut stream = http2(connector, address).await?;
+    let headers: Vec<_> =
+        (0..400).flat_map(|number| [&b"\x00\x05x"[..], format!("{number:04}").as_bytes(), b"\x01x"].concat()).collect();
+    stream.write_all(&frame(1, 1, 1, &[GET, &headers[..]].concat())).await?;
+    stream.flush().await?;
+    until_closed(stream).await
+}
+
+async fn resets_what_it_asked(connector: &TlsConnector, address: SocketAddr) -> io::Result<()> {
+    let mut stream = http2(connector, address).await?;
     for number in (1..20_000).step_by(2) {
         let asked = frame(1, 5, number, GET);
         stream.write_all(&[asked, frame(3, 0, number, &[0, 0, 0, 8])].concat()).await?;
     }
     stream.flush().await
+}
+
+/// Not all at once: so many handshakes would keep a small machine busy for seconds.
+async fn at_some_time(act: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    tokio::time::sleep(Duration::from_millis(fastrand::u64(..3000))).await;
+    act.await
 }
 
 /// Has that many clients be rude, each again and again.
@@ -386,36 +418,63 @@ async fn a_burst_of_connections_stops_no_scrape() {
     until_every_place_is_there(address).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rude_clients_over_tls_stop_no_scrape() {
-    require_files();
-    let (folder, authority, simulator) = (tempfile::tempdir().unwrap(), Authority::new(), simulator().await);
+/// An exporter over TLS, a client that trusts it, and what all the rude ones connect with.
+fn start_over_tls(simulator: &Simulator) -> (Running, Client, &'static TlsConnector) {
+    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
     authority.write(folder.path());
     let file = folder.path().join("web.yml");
     fs::write(&file, "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n").unwrap();
-    let exporter = Running::start(&simulator, &[&format!("--web.config.file={}", file.display())]);
+    let mut exporter = Running::start(simulator, &[&format!("--web.config.file={}", file.display())]);
+    exporter.folder = Some(folder);
+    let client = Client { alpn: vec![b"h2", b"http/1.1"], ..Client::trusting(&[&authority]) };
+    let connector = Box::leak(Box::new(client.connector()));
+    (exporter, client, connector)
+}
+
+async fn scrape_over_tls(client: &Client, address: SocketAddr) -> Result<(), String> {
+    let (reply, _) = client.get(address, "/metrics", &[]).await?;
+    let whole = reply.status == 200 && is_whole(reply.text());
+    whole.then_some(()).ok_or_else(|| format!("{}: {}", reply.status, reply.text()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_without_a_request_take_little_memory() {
+    require_files();
+    let simulator = simulator().await;
+    let (exporter, client, connector) = start_over_tls(&simulator);
     let address = exporter.address;
-    let client = Arc::new(Client { alpn: vec![b"h2", b"http/1.1"], ..Client::trusting(&[&authority]) });
-    let scrape = || async {
-        let (reply, _) = client.get(address, "/metrics", &[]).await?;
-        let whole = reply.status == 200 && is_whole(reply.text());
-        whole.then_some(()).ok_or_else(|| format!("{}: {}", reply.status, reply.text()))
-    };
+    let scrape = || scrape_over_tls(&client, address);
+    until_ready(scrape).await;
+    let usual = exporter.peak();
+    let until = Instant::now() + RUDE;
+    let mut rude = JoinSet::new();
+    crowd(&mut rude, 1200, until, move || at_some_time(begins_a_header_block(connector, address)));
+    crowd(&mut rude, 200, until, move || at_some_time(begins_a_head_over_tls(connector, address)));
+    crowd(&mut rude, 300, until, move || at_some_time(begins_a_handshake(16_000, address)));
+    let scrapes = scrape_through(&mut rude, scrape).await;
+    let peak = exporter.peak();
+    println!("{scrapes} scrapes over TLS; at most {peak} KiB, {usual} KiB before");
+    assert!(peak < usual + PENDING_KIB, "{peak} KiB, {usual} KiB before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rude_clients_over_tls_stop_no_scrape() {
+    require_files();
+    let simulator = simulator().await;
+    let (exporter, client, connector) = start_over_tls(&simulator);
+    let address = exporter.address;
+    let scrape = || scrape_over_tls(&client, address);
     until_ready(scrape).await;
     let usual = exporter.peak();
     let until = Instant::now() + RUDE;
     let mut rude = JoinSet::new();
     crowd(&mut rude, 1000, until, move || says_nothing(address));
-    crowd(&mut rude, 1000, until, move || begins_a_handshake(address));
+    crowd(&mut rude, 1000, until, move || begins_a_handshake(7, address));
     crowd(&mut rude, 10, until, move || sends_garbage(address));
-    let over_tls = Arc::clone(&client);
-    crowd(&mut rude, 300, until, move || never_reads_over_tls(Arc::clone(&over_tls), address));
-    let over_http2 = Arc::clone(&client);
-    crowd(&mut rude, 10, until, move || idles_over_http2(Arc::clone(&over_http2), address));
-    let over_http2 = Arc::clone(&client);
-    crowd(&mut rude, 4, until, move || never_ends_its_headers(Arc::clone(&over_http2), address));
-    let over_http2 = Arc::clone(&client);
-    crowd(&mut rude, 4, until, move || resets_what_it_asked(Arc::clone(&over_http2), address));
+    crowd(&mut rude, 300, until, move || never_reads_over_tls(connector, address));
+    crowd(&mut rude, 10, until, move || idles_over_http2(connector, address));
+    crowd(&mut rude, 4, until, move || never_ends_its_headers(connector, address));
+    crowd(&mut rude, 4, until, move || resets_what_it_asked(connector, address));
     let scrapes = scrape_through(&mut rude, scrape).await;
     let peak = exporter.peak();
     println!("{scrapes} scrapes over TLS; at most {peak} KiB, {usual} KiB before");

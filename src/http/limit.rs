@@ -5,7 +5,7 @@
 //! full closes one of its own connections:
 //!
 //! - silent: the oldest
-//! - pending: one of the source with the most, which cannot close the connections of other sources
+//! - pending: one of the source with the most, so that no source closes the connections of the others
 //! - admitted: the one that is idle for longest, else the one whose client has taken no byte of its response for longest
 
 use std::cmp::Reverse;
@@ -33,8 +33,12 @@ const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 /// Silent connections: they cost little, and in a burst a client needs time to send its first byte. Far more than tokio
 /// accepts before other tasks have their turn, so that what was sent is read first.
 const MAX_SILENT: usize = 2048;
-/// Pending connections: each may have the buffers of TLS and of HTTP/2, about 64 KiB.
+/// Pending connections: each may have the buffers of TLS and HTTP/2, about 75 KiB.
 pub(super) const MAX_PENDING: usize = 512;
+/// The same while all of them are young, as in a burst of clients that do send their requests.
+const MAX_PENDING_BURST: usize = 1536;
+/// A connection is young for this long: time for a handshake and the head of a request.
+const GRACE: Duration = Duration::from_millis(250);
 /// How often connections are checked for having used up their time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -51,8 +55,8 @@ pub(super) enum Stage {
 
 /// All connections.
 pub(super) struct ConnectionLimit {
-    /// The most connections of each stage.
-    limits: [usize; 3],
+    /// The most connections of each [`Stage`], and the most while they are young.
+    limits: [(usize, usize); 3],
     /// The most connections of all stages.
     total: usize,
     state: Mutex<State>,
@@ -107,6 +111,10 @@ impl Entry {
         }
     }
 
+    fn is_young(&self) -> bool {
+        self.since.elapsed() < GRACE
+    }
+
     fn is_overdue(&self, now: Instant) -> bool {
         let timeout = match self.phase {
             Phase::Head => HEAD_TIMEOUT,
@@ -124,7 +132,8 @@ impl Entry {
 impl ConnectionLimit {
     /// `limit` is for admitted connections. `room` is what the process can open at all.
     pub(super) fn new(limit: usize, room: usize) -> Arc<Self> {
-        Arc::new(Self { limits: [MAX_SILENT, MAX_PENDING, limit], total: room, state: Mutex::default() })
+        let limits = [(MAX_SILENT, MAX_SILENT), (MAX_PENDING, MAX_PENDING_BURST), (limit, limit)];
+        Arc::new(Self { limits, total: room, state: Mutex::default() })
     }
 
     /// A place for one more connection, if need be that of another one.
@@ -132,7 +141,7 @@ impl ConnectionLimit {
         let (mut state, now) = (self.state(), Instant::now());
         if state.stages.iter().map(BTreeMap::len).sum::<usize>() >= self.total {
             let stages = [Stage::Silent, Stage::Pending, Stage::Admitted];
-            stages.into_iter().find(|stage| state.close_one(*stage));
+            stages.into_iter().find(|stage| state.close_one(*stage, true));
         }
         let (close, closed) = oneshot::channel();
         let number = state.next;
@@ -143,8 +152,9 @@ impl ConnectionLimit {
     }
 
     fn enter(&self, state: &mut State, stage: Stage, number: u64, entry: Entry) {
-        if state.stages[stage as usize].len() >= self.limits[stage as usize] {
-            state.close_one(stage);
+        let (count, (limit, burst)) = (state.stages[stage as usize].len(), self.limits[stage as usize]);
+        if count >= limit {
+            state.close_one(stage, count >= burst);
         }
         state.stages[stage as usize].insert(number, entry);
     }
@@ -172,15 +182,16 @@ impl ConnectionLimit {
 }
 
 impl State {
-    /// Closes one connection of that stage. Returns whether there was one.
-    fn close_one(&mut self, stage: Stage) -> bool {
+    /// Closes one connection of that stage, a young one only if `may_be_young`. Returns whether there was one.
+    fn close_one(&mut self, stage: Stage, may_be_young: bool) -> bool {
         let entries = &mut self.stages[stage as usize];
         let first = match stage {
             Stage::Silent => entries.keys().next(),
             Stage::Pending => {
                 let counts = source::counts(entries.values().map(|entry| entry.source));
-                let rank = |entry: &Entry| (Reverse(counts.get(&entry.source)), entry.activity());
-                entries.iter().min_by_key(|(_, entry)| rank(entry)).map(|(number, _)| number)
+                let rank = |entry: &Entry| (Reverse(counts[&entry.source]), entry.is_young(), entry.activity());
+                let first = entries.iter().min_by_key(|(_, entry)| rank(entry));
+                first.filter(|(_, entry)| may_be_young || !entry.is_young()).map(|(number, _)| number)
             }
             Stage::Admitted => entries.iter().min_by_key(|(_, entry)| entry.activity()).map(|(number, _)| number),
         };
@@ -197,7 +208,11 @@ impl Place {
     pub(super) fn advance(&self, stage: Stage) {
         let mut state = self.limit.state();
         let earlier = &mut state.stages[..stage as usize];
-        if let Some(entry) = earlier.iter_mut().find_map(|entries| entries.remove(&self.number)) {
+        if let Some(mut entry) = earlier.iter_mut().find_map(|entries| entries.remove(&self.number)) {
+            if entry.phase == Phase::Head {
+                // Its time begins with the first byte.
+                entry.since = Instant::now();
+            }
             self.limit.enter(&mut state, stage, self.number, entry);
         }
     }
@@ -369,20 +384,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pending_connection_takes_the_place_of_one_of_the_source_with_the_most() {
         let limit = ConnectionLimit::new(9, 9999);
-        let pending = |source, is_login: bool| {
+        let pending = |source: u8, is_login: bool| {
             let (place, closed) = open_from(&limit, source);
             place.advance(Stage::Pending);
             let login = is_login.then(|| place.begin());
             (place, closed, login)
         };
         let mut other = pending(2, false);
-        let mut crowd: Vec<_> = (1..MAX_PENDING).map(|number| pending(1, number != 100)).collect();
-        let mut newest = pending(1, true);
-        assert!(is_closed(&mut crowd[99].1), "it has sent no login");
+        let mut crowd: Vec<_> = (1..MAX_PENDING_BURST).map(|number| pending(1, number != 100)).collect();
+        let closed = |crowd: &mut [(_, Closed, _)]| {
+            let closed: Vec<_> = crowd.iter_mut().map(|(_, closed, _)| is_closed(closed)).collect();
+            closed.iter().enumerate().filter_map(|(place, closed)| closed.then_some(place)).collect::<Vec<_>>()
+        };
+        assert_eq!(closed(&mut crowd), [0; 0], "all of them are young");
         crowd.push(pending(1, true));
-        assert!(is_closed(&mut crowd[0].1), "the oldest login");
-        assert_eq!(crowd.iter_mut().filter_map(|(_, closed, _)| is_closed(closed).then_some(())).count(), 2);
-        assert!(!is_closed(&mut newest.1) && !is_closed(&mut other.1));
+        assert_eq!(closed(&mut crowd), [99], "there are too many, and this one sent no login");
+        tokio::time::advance(GRACE).await;
+        crowd.push(pending(1, true));
+        assert_eq!(closed(&mut crowd), [0, 99], "the oldest login");
+        assert!(!is_closed(&mut other.1), "another source has only this one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_young_connection_loses_its_place_to_none_of_its_source_unless_there_are_too_many() {
+        let limit = ConnectionLimit::new(9, 9999);
+        let pending = || {
+            let (place, closed) = open(&limit);
+            place.advance(Stage::Pending);
+            (place, closed)
+        };
+        let mut old: Vec<_> = (0..MAX_PENDING).map(|_| pending()).collect();
+        tokio::time::advance(GRACE).await;
+        let mut young: Vec<_> = (0..MAX_PENDING_BURST).map(|_| pending()).collect();
+        assert!(old.iter_mut().all(|(_, closed)| is_closed(closed)));
+        assert!(!young.iter_mut().any(|(_, closed)| is_closed(closed)));
+        pending();
+        assert!(is_closed(&mut young[0].1));
     }
 
     #[tokio::test(start_paused = true)]
@@ -399,7 +436,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn there_are_never_more_connections_than_the_limits() {
-        for (room, silent, pending, admitted) in [(9999, MAX_SILENT, MAX_PENDING, 3), (7, 7, 7, 3)] {
+        for (room, silent, pending, admitted) in [(9999, MAX_SILENT, MAX_PENDING_BURST, 3), (7, 7, 7, 3)] {
             let limit = ConnectionLimit::new(3, room);
             let count = || limit.state().stages.iter().map(BTreeMap::len).sum::<usize>();
             for _ in 0..3 {

@@ -77,6 +77,11 @@ impl Client {
     }
 
     pub(crate) async fn connect(&self, address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+        connect(&self.connector(), address).await
+    }
+
+    /// For many connections: each that shares it costs less.
+    pub(crate) fn connector(&self) -> TlsConnector {
         let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_protocol_versions(&self.versions)
             .unwrap()
@@ -92,9 +97,7 @@ impl Client {
             }
         };
         config.alpn_protocols = self.alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        let stream = TcpStream::connect(address).await?;
-        let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        TlsConnector::from(Arc::new(config))
     }
 
     /// One request on a connection of its own, or why there was no answer.
@@ -130,6 +133,11 @@ impl Client {
         let body = body.collect().await.map_err(|error| format!("{error:?}"))?.to_bytes();
         Ok((Reply { status: head.status.as_u16(), headers: head.headers, body }, session))
     }
+}
+
+pub(crate) async fn connect(connector: &TlsConnector, address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    connector.connect(ServerName::try_from("localhost").unwrap(), stream).await
 }
 
 /// What the handshake came to.
