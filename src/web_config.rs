@@ -379,36 +379,32 @@ rate_limit:
 web: {}
 ";
         let expected = [
-            "line 22: web: is not a known key: expected one of tls_server_config, http_server_config, \
-             basic_auth_users, rate_limit",
-            "line 12: http_server_config.http2: expected true or false, not \"2\"",
-            "line 15: http_server_config.headers.Server: is not a known key: expected one of \
-             Content-Security-Policy, X-Frame-Options, \
+            "line 22: web: unknown key: expected one of tls_server_config, http_server_config, basic_auth_users, rate_limit",
+            "line 12: http_server_config.http2: must be true or false, not \"2\"",
+            "line 15: http_server_config.headers.Server: unknown key: expected one of Content-Security-Policy, X-Frame-Options, \
              X-Content-Type-Options, X-XSS-Protection, Strict-Transport-Security",
-            "line 14: http_server_config.headers.X-Frame-Options: expected deny or sameorigin, not \"allow\"",
-            "line 10: tls_server_config.cert_flie: is not a known key: expected one of \
-             cert, key, client_ca, cert_file, key_file, \
+            "line 14: http_server_config.headers.X-Frame-Options: must be deny or sameorigin, not \"allow\"",
+            "line 10: tls_server_config.cert_flie: unknown key: expected one of cert, key, client_ca, cert_file, key_file, \
              client_auth_type, client_ca_file, client_allowed_sans, min_version, max_version, cipher_suites, \
              prefer_server_cipher_suites, curve_preferences",
             "line 2: tls_server_config.cert_file: gone cannot be read: gone",
             "line 3: tls_server_config.key_file: has no private key: give PEM that is not encrypted",
-            "line 7: tls_server_config.cipher_suites: \"TLS_RSA_WITH_RC4_128_SHA\" is not supported: expected one of \
+            "line 7: tls_server_config.cipher_suites: \"TLS_RSA_WITH_RC4_128_SHA\" is not supported: expected any of \
              TLS_AES_256_GCM_SHA384, TLS_AES_128_GCM_SHA256, TLS_CHACHA20_POLY1305_SHA256, \
              TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, \
              TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, \
              TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-            "line 8: tls_server_config.curve_preferences: \"CurveP257\" is not supported: expected one of X25519, \
+            "line 8: tls_server_config.curve_preferences: \"CurveP257\" is not supported: expected any of X25519, \
              CurveP256, CurveP384",
-            "line 5: tls_server_config.min_version: expected TLS12 or TLS13, not \"TLS09\"",
-            "line 6: tls_server_config.max_version: expected TLS12 or TLS13, not \"TLS14\"",
-            "line 9: tls_server_config.prefer_server_cipher_suites: expected true or false, not \"perhaps\"",
-            "line 4: tls_server_config.client_auth_type: expected one of NoClientCert, \
-             RequestClientCert, RequireAnyClientCert, RequireClientCert, VerifyClientCertIfGiven, \
-             RequireAndVerifyClientCert, not \"Always\"",
+            "line 5: tls_server_config.min_version: must be TLS12 or TLS13, not \"TLS09\"",
+            "line 6: tls_server_config.max_version: must be TLS12 or TLS13, not \"TLS14\"",
+            "line 9: tls_server_config.prefer_server_cipher_suites: must be true or false, not \"perhaps\"",
+            "line 4: tls_server_config.client_auth_type: must be one of NoClientCert, RequestClientCert, \
+             RequireAnyClientCert, RequireClientCert, VerifyClientCertIfGiven, RequireAndVerifyClientCert, not \"Always\"",
             "line 17: basic_auth_users.alice: is not a bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'",
             "line 18: basic_auth_users.b:b: has a colon or a control character",
-            "line 20: rate_limit.interval: expected a duration such as 100ms, not \"often\"",
-            "line 21: rate_limit.burst: expected a non-negative integer, not \"-1\"",
+            "line 20: rate_limit.interval: must be a duration such as 100ms, not \"often\"",
+            "line 21: rate_limit.burst: must be a non-negative integer, not \"-1\"",
         ];
         assert_eq!(mistakes(text), expected);
     }
@@ -438,7 +434,7 @@ web: {}
             ),
             (
                 format!("{TLS}, max_version: TLS11}}"),
-                "tls_server_config.max_version: TLS11 is insecure and not supported: set TLS12 or TLS13",
+                "tls_server_config.max_version: TLS11 is not secure and not supported: set TLS12 or TLS13",
             ),
             (
                 format!("{TLS}, max_version: TLS12, cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA]}}"),
@@ -451,7 +447,7 @@ web: {}
             ),
             (
                 format!("{TLS}, client_ca_file: cert}}"),
-                "tls_server_config.client_ca_file: verifies nobody without a client_auth_type: give \
+                "tls_server_config.client_ca_file: verifies nobody without a client_auth_type: set \
                  RequireAndVerifyClientCert, or leave it out",
             ),
             (
@@ -465,14 +461,14 @@ web: {}
             ),
             (
                 format!("{TLS}, client_auth_type: RequireAnyClientCert, client_allowed_sans: []}}"),
-                "tls_server_config.client_allowed_sans: is empty, so that no client could connect: list the allowed names, or leave it out",
+                "tls_server_config.client_allowed_sans: is empty, so nobody could connect: add the allowed names, or leave it out",
             ),
-            ("basic_auth_users: [alice]".to_owned(), "basic_auth_users: is not a mapping of names to bcrypt hashes"),
+            ("basic_auth_users: [alice]".to_owned(), "basic_auth_users: must be a mapping of names to bcrypt hashes"),
             (
                 "http_server_config: {headers: {X-XSS-Protection: \"a\\nb\"}}".to_owned(),
-                "http_server_config.headers.X-XSS-Protection: has characters that no header has",
+                "http_server_config.headers.X-XSS-Protection: has characters that are not allowed in a header",
             ),
-            ("- tls_server_config".to_owned(), "the file: is not a mapping of keys to values"),
+            ("- tls_server_config".to_owned(), "the file: must be a mapping of keys to values"),
         ];
         for (text, expected) in cases {
             assert_eq!(mistakes(&text), [format!("line 1: {expected}")], "{text}");
@@ -501,7 +497,7 @@ web: {}
             (format!("{TLS}, key: x}}"), "tls_server_config.key: is not used, because key_file is given too"),
             (
                 format!("{TLS}, min_version: TLS10}}"),
-                "tls_server_config.min_version: TLS10 is insecure and not supported: TLS12 is used",
+                "tls_server_config.min_version: TLS10 is not secure and not supported: TLS12 is used",
             ),
             (
                 format!("{TLS}, cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA]}}"),
@@ -518,8 +514,13 @@ web: {}
             ),
             (
                 format!("{TLS}, client_auth_type: RequireAnyClientCert, client_ca_file: cert}}"),
-                "tls_server_config.client_ca_file: verifies nobody with this client_auth_type: give \
+                "tls_server_config.client_ca_file: verifies nobody with this client_auth_type: set \
                  RequireAndVerifyClientCert, or leave it out",
+            ),
+            (
+                format!("{TLS}, client_auth_type: RequireAnyClientCert, client_allowed_sans: [a]}}"),
+                "tls_server_config.client_allowed_sans: any client can make a certificate with these names, because \
+                 this client_auth_type verifies nobody: set RequireAndVerifyClientCert",
             ),
             ("rate_limit: {interval: 1s}".to_owned(), "rate_limit.burst: is missing or 0: every request is refused"),
         ];

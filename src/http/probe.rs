@@ -56,7 +56,7 @@ pub enum ProbeError {
     /// Nothing listens there.
     #[error("cannot connect: {0}: is the exporter running, with the same --web.listen-address?")]
     Connect(io::Error),
-    /// What listens there speaks TLS, and the handshake failed.
+    /// The TLS handshake failed.
     #[error("TLS handshake failed: {0}: is it the exporter that listens there?")]
     Tls(io::Error),
     /// What listens there does not speak HTTP.

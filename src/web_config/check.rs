@@ -84,19 +84,15 @@ impl Check<'_> {
         let entries = match node.value {
             Value::Map(entries) => entries,
             Value::Null => Vec::new(),
-            _ if path.is_empty() => return self.wrong(node.line, "the file", "is not a mapping of keys to values"),
-            _ => return self.wrong(node.line, path, "is not a mapping of keys to values"),
+            _ if path.is_empty() => return self.wrong(node.line, "the file", "must be a mapping of keys to values"),
+            _ => return self.wrong(node.line, path, "must be a mapping of keys to values"),
         };
         let mut fields = Fields { path: path.to_owned(), line: node.line, entries };
         let (known, unknown) =
             std::mem::take(&mut fields.entries).into_iter().partition(|entry: &Entry| keys.contains(&&*entry.key));
         fields.entries = known;
         for Entry { key, line, .. } in unknown {
-            self.wrong::<()>(
-                line,
-                &fields.name(&key),
-                &format!("is not a known key: expected one of {}", keys.join(", ")),
-            );
+            self.wrong::<()>(line, &fields.name(&key), &format!("unknown key: expected one of {}", keys.join(", ")));
         }
         Some(fields)
     }
@@ -120,16 +116,16 @@ impl Check<'_> {
 
     fn header(&mut self, line: usize, name: &str, value: &str, values: &[&str]) -> Option<HeaderValue> {
         if !values.is_empty() && !values.contains(&value) {
-            return self.wrong(line, name, &format!("expected {}, not {value:?}", values.join(" or ")));
+            return self.wrong(line, name, &format!("must be {}, not {value:?}", values.join(" or ")));
         }
         let value = HeaderValue::from_str(value).ok();
-        value.or_else(|| self.wrong(line, name, "has characters that no header has"))
+        value.or_else(|| self.wrong(line, name, "has characters that are not allowed in a header"))
     }
 
     fn users(&mut self, node: Node) -> Option<Users> {
         const PATH: &str = "basic_auth_users";
         let Value::Map(entries) = node.value else {
-            return self.wrong(node.line, PATH, "is not a mapping of names to bcrypt hashes");
+            return self.wrong(node.line, PATH, "must be a mapping of names to bcrypt hashes");
         };
         let mut users = Users::new();
         let mut slowest: Option<(usize, String, Hash)> = None;
@@ -171,14 +167,14 @@ impl Check<'_> {
             // A bare number is nanoseconds, as in Go.
             Some((line, text)) => {
                 text.parse().map(Duration::from_nanos).or(humantime::parse_duration(&text)).ok().or_else(|| {
-                    self.wrong(line, "rate_limit.interval", &format!("expected a duration such as 100ms, not {text:?}"))
+                    self.wrong(line, "rate_limit.interval", &format!("must be a duration such as 100ms, not {text:?}"))
                 })
             }
         };
         let burst = match self.text(&mut fields, "burst") {
             None => Some(0),
             Some((line, text)) => text.parse::<u32>().ok().or_else(|| {
-                self.wrong(line, "rate_limit.burst", &format!("expected a non-negative integer, not {text:?}"))
+                self.wrong(line, "rate_limit.burst", &format!("must be a non-negative integer, not {text:?}"))
             }),
         };
         match (interval?, burst?) {
@@ -198,7 +194,7 @@ impl Check<'_> {
         match node.value {
             Value::Text(text) if text.is_empty() => None,
             Value::Text(text) => Some((node.line, text)),
-            _ => self.wrong(node.line, &fields.name(key), "is not a string"),
+            _ => self.wrong(node.line, &fields.name(key), "must be a string"),
         }
     }
 
@@ -207,7 +203,7 @@ impl Check<'_> {
         match &*text {
             "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "y" | "Y" | "on" | "On" | "ON" => Some(true),
             "false" | "False" | "FALSE" | "no" | "No" | "NO" | "n" | "N" | "off" | "Off" | "OFF" => Some(false),
-            _ => self.wrong(line, &fields.name(key), &format!("expected true or false, not {text:?}")),
+            _ => self.wrong(line, &fields.name(key), &format!("must be true or false, not {text:?}")),
         }
     }
 
@@ -215,13 +211,13 @@ impl Check<'_> {
     pub(super) fn texts(&mut self, fields: &mut Fields, key: &str) -> Option<Vec<(usize, String)>> {
         let node = fields.take(key)?;
         let Value::List(items) = node.value else {
-            return self.wrong(node.line, &fields.name(key), "is not a list");
+            return self.wrong(node.line, &fields.name(key), "must be a list of strings");
         };
         let mut texts = Vec::new();
         for item in items {
             match item.value {
                 Value::Text(text) => texts.push((item.line, text)),
-                _ => drop(self.wrong::<()>(item.line, &fields.name(key), "has an entry that is not a string")),
+                _ => drop(self.wrong::<()>(item.line, &fields.name(key), "must be a list of strings")),
             }
         }
         Some(texts)

@@ -238,7 +238,7 @@ impl Check<'_> {
             } else {
                 all_known = false;
                 let known: Vec<_> = known.iter().map(|(known, _)| &**known).collect();
-                let what = format!("{name:?} is not supported: expected one of {}", known.join(", "));
+                let what = format!("{name:?} is not supported: expected any of {}", known.join(", "));
                 self.wrong::<()>(line, &path, &what);
             }
         }
@@ -268,16 +268,16 @@ impl Check<'_> {
                 self.warn(
                     line,
                     &format!("{PATH}.{key}"),
-                    &format!("{text} is insecure and not supported: TLS12 is used"),
+                    &format!("{text} is not secure and not supported: TLS12 is used"),
                 );
                 Some(12)
             }
             "TLS10" | "TLS11" => self.wrong(
                 line,
                 &format!("{PATH}.{key}"),
-                &format!("{text} is insecure and not supported: set TLS12 or TLS13"),
+                &format!("{text} is not secure and not supported: set TLS12 or TLS13"),
             ),
-            _ => self.wrong(line, &format!("{PATH}.{key}"), &format!("expected TLS12 or TLS13, not {text:?}")),
+            _ => self.wrong(line, &format!("{PATH}.{key}"), &format!("must be TLS12 or TLS13, not {text:?}")),
         }
     }
 
@@ -294,7 +294,7 @@ impl Check<'_> {
         let Some((line, text)) = self.text(fields, "client_auth_type") else { return Some(ClientAuth::None) };
         types.iter().find(|(name, _)| *name == text).map(|(_, kind)| *kind).or_else(|| {
             let names = types.map(|(name, _)| name).join(", ");
-            self.wrong(line, &format!("{PATH}.client_auth_type"), &format!("expected one of {names}, not {text:?}"))
+            self.wrong(line, &format!("{PATH}.client_auth_type"), &format!("must be one of {names}, not {text:?}"))
         })
     }
 
@@ -317,12 +317,12 @@ impl Check<'_> {
             }
             (ClientAuth::None, Some(pem)) => {
                 let wrong =
-                    "verifies nobody without a client_auth_type: give RequireAndVerifyClientCert, or leave it out";
+                    "verifies nobody without a client_auth_type: set RequireAndVerifyClientCert, or leave it out";
                 return self.wrong(pem.line, &pem.name, wrong).ok_or(Noted);
             }
             (ClientAuth::Request | ClientAuth::RequireAny, Some(pem)) => {
                 let what =
-                    "verifies nobody with this client_auth_type: give RequireAndVerifyClientCert, or leave it out";
+                    "verifies nobody with this client_auth_type: set RequireAndVerifyClientCert, or leave it out";
                 self.warn(pem.line, &pem.name, what);
                 None
             }
@@ -353,12 +353,17 @@ impl Check<'_> {
         let name = format!("{PATH}.client_allowed_sans");
         let Some(allowed) = self.texts(fields, "client_allowed_sans") else { return Ok(None) };
         if allowed.is_empty() {
-            let wrong = "is empty, so that no client could connect: list the allowed names, or leave it out";
+            let wrong = "is empty, so nobody could connect: add the allowed names, or leave it out";
             return self.wrong(fields.line(), &name, wrong).ok_or(Noted);
         }
         if matches!(kind, Some(ClientAuth::None | ClientAuth::Request | ClientAuth::VerifyIfGiven)) {
             let wrong = "needs client_auth_type RequireAndVerifyClientCert or RequireAnyClientCert";
             return self.wrong(allowed[0].0, &name, wrong).ok_or(Noted);
+        }
+        if kind == Some(ClientAuth::RequireAny) {
+            let what = "any client can make a certificate with these names, because this client_auth_type verifies \
+                        nobody: set RequireAndVerifyClientCert";
+            self.warn(allowed[0].0, &name, what);
         }
         Ok(Some(allowed.into_iter().map(|(_, name)| name).collect()))
     }

@@ -51,7 +51,7 @@ pub(super) fn read(text: &str) -> Result<Node, String> {
                 let first = reader.next()?;
                 root = Some(reader.node(first, 0)?);
             }
-            (_, span) => return Err(format!("line {}: is no YAML: is out of place", span.start.line())),
+            (_, span) => return Err(format!("line {}: is not valid YAML: unexpected content", span.start.line())),
         }
     }
 }
@@ -64,8 +64,8 @@ impl<'a> Reader<'a> {
     fn next(&mut self) -> Result<(Event<'a>, Span), String> {
         match self.parser.next_event() {
             Some(Ok(next)) => Ok(next),
-            Some(Err(error)) => Err(format!("line {}: is no YAML: {}", error.marker().line(), error.info())),
-            None => Err("is no YAML: it breaks off".to_owned()),
+            Some(Err(error)) => Err(format!("line {}: is not valid YAML: {}", error.marker().line(), error.info())),
+            None => Err("is not valid YAML: it ends too early".to_owned()),
         }
     }
 
@@ -85,7 +85,7 @@ impl<'a> Reader<'a> {
             Event::Scalar(text, ..) => Value::Text(text.into_owned()),
             Event::SequenceStart(..) => Value::List(self.list(depth)?),
             Event::MappingStart(..) => Value::Map(self.map(depth)?),
-            _ => return Err(format!("line {line}: has no value where one should be")),
+            _ => return Err(format!("line {line}: a value is missing")),
         };
         Ok(Node { line, value })
     }
@@ -109,10 +109,10 @@ impl<'a> Reader<'a> {
             };
             let Node { line, value } = self.node(next, depth + 1)?;
             let Value::Text(key) = value else {
-                return Err(format!("line {line}: expected a string as the key"));
+                return Err(format!("line {line}: expected a string as key"));
             };
             if let Some(first) = map.iter().find(|entry| entry.key == key) {
-                return Err(format!("line {line}: key {key:?} is there twice, first in line {}", first.line));
+                return Err(format!("line {line}: key {key:?} is a duplicate: it is first in line {}", first.line));
             }
             let next = self.next()?;
             map.push(Entry { key, line, node: self.node(next, depth + 1)? });
@@ -149,11 +149,11 @@ mod tests {
     fn what_the_tree_cannot_say_is_a_mistake() {
         assert_eq!(mistake("a: &x 1\nb: *x\n"), "line 2: is an alias: write the value in its place");
         assert_eq!(mistake("a: !!binary eA==\n"), "line 1: has a tag: write the value without one");
-        assert_eq!(mistake("a: 1\nb: 2\na: 3\n"), "line 3: key \"a\" is there twice, first in line 1");
+        assert_eq!(mistake("a: 1\nb: 2\na: 3\n"), "line 3: key \"a\" is a duplicate: it is first in line 1");
         assert_eq!(mistake("a: 1\n---\nb: 2\n"), "line 2: begins a second document: keep one");
         assert_eq!(mistake(&"[".repeat(20)), "line 1: is nested deeper than any setting");
-        assert_eq!(mistake(&"[".repeat(100_000)), "line 1: is no YAML: recursion limit exceeded");
-        assert_eq!(mistake("[a]: 1\n"), "line 1: expected a string as the key");
-        assert!(mistake("a: [1\n").contains(": is no YAML: "), "{}", mistake("a: [1\n"));
+        assert_eq!(mistake(&"[".repeat(100_000)), "line 1: is not valid YAML: recursion limit exceeded");
+        assert_eq!(mistake("[a]: 1\n"), "line 1: expected a string as key");
+        assert!(mistake("a: [1\n").contains(": is not valid YAML: "), "{}", mistake("a: [1\n"));
     }
 }
