@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::{Metrics, held};
 use hyper::Method;
@@ -66,16 +66,8 @@ impl Running {
 
     /// Waits for the metrics to count a poll with that outcome.
     async fn until_a_poll_ends_with(&self, outcome: &str) {
-        let polls = async || {
-            let metrics = common::request(self.address, Method::GET, "/metrics", &[]).await;
-            Metrics::parse(metrics.text()).value("zenlayer_exporter_polls_total", &[("outcome", outcome)])
-        };
-        let counted = async {
-            while polls().await < Some(1.0) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(common::PATIENCE, counted).await.unwrap_or_else(|_| panic!("no poll with {outcome}"));
+        self.until(|metrics| metrics.value("zenlayer_exporter_polls_total", &[("outcome", outcome)]) >= Some(1.0))
+            .await;
     }
 
     /// Sends a signal and waits. Returns the exit code and the whole log.
@@ -792,12 +784,7 @@ async fn a_secret_is_nowhere_to_be_read() {
             seen.push_str(common::request(running.address, Method::GET, "/", &[]).await.text());
         }
         simulator.set(|knobs| knobs.fault = None);
-        loop {
-            let metrics = common::request(running.address, Method::GET, "/metrics", &[]).await;
-            if Metrics::parse(metrics.text()).value("zenlayer_up", &[]) == Some(1.0) {
-                break;
-            }
-        }
+        running.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
         for path in ["/metrics", "/", "/readyz"] {
             seen.push_str(common::request(running.address, Method::GET, path, &[]).await.text());
         }
@@ -892,15 +879,7 @@ impl Running {
 
     /// Waits until the metrics are as they should be.
     async fn until(&self, is_so: impl Fn(&Metrics) -> bool) -> Metrics {
-        let deadline = tokio::time::Instant::now() + 3 * common::PATIENCE;
-        loop {
-            let metrics = self.metrics().await;
-            if is_so(&metrics) {
-                return metrics;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "it never came to pass:\n{}", metrics.text);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        common::until(async || self.metrics().await, is_so).await
     }
 
     /// What Linux says of the process under that name.

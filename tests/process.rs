@@ -109,15 +109,7 @@ impl Running {
 
     /// Scrapes until the metrics are as they should be.
     async fn until(&self, is_so: impl Fn(&Metrics) -> bool) -> Metrics {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let metrics = self.metrics().await;
-            if is_so(&metrics) {
-                return metrics;
-            }
-            assert!(Instant::now() < deadline, "it never came to pass:\n{}", metrics.text);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        common::until(async || self.metrics().await, is_so).await
     }
 
     async fn until_up_is(&self, up: f64) {

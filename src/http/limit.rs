@@ -111,8 +111,8 @@ impl Entry {
         }
     }
 
-    fn is_young(&self) -> bool {
-        self.since.elapsed() < GRACE
+    fn is_young(&self, now: Instant) -> bool {
+        now - self.since < GRACE
     }
 
     fn is_overdue(&self, now: Instant) -> bool {
@@ -151,12 +151,12 @@ impl ConnectionLimit {
         (Place { limit: Arc::clone(self), number }, closed)
     }
 
-    fn enter(&self, state: &mut State, stage: Stage, number: u64, entry: Entry) {
-        let (count, (limit, burst)) = (state.stages[stage as usize].len(), self.limits[stage as usize]);
+    fn enter(&self, connections: &mut State, stage: Stage, number: u64, entry: Entry) {
+        let (count, (limit, burst)) = (connections.stages[stage as usize].len(), self.limits[stage as usize]);
         if count >= limit {
-            state.close_one(stage, count >= burst);
+            connections.close_one(stage, count >= burst);
         }
-        state.stages[stage as usize].insert(number, entry);
+        connections.stages[stage as usize].insert(number, entry);
     }
 
     /// Closes connections that have used up their time, for ever.
@@ -184,14 +184,14 @@ impl ConnectionLimit {
 impl State {
     /// Closes one connection of that stage, a young one only if `may_be_young`. Returns whether there was one.
     fn close_one(&mut self, stage: Stage, may_be_young: bool) -> bool {
-        let entries = &mut self.stages[stage as usize];
+        let (entries, now) = (&mut self.stages[stage as usize], Instant::now());
         let first = match stage {
             Stage::Silent => entries.keys().next(),
             Stage::Pending => {
                 let counts = source::counts(entries.values().map(|entry| entry.source));
-                let rank = |entry: &Entry| (Reverse(counts[&entry.source]), entry.is_young(), entry.activity());
+                let rank = |entry: &Entry| (Reverse(counts[&entry.source]), entry.is_young(now), entry.activity());
                 let first = entries.iter().min_by_key(|(_, entry)| rank(entry));
-                first.filter(|(_, entry)| may_be_young || !entry.is_young()).map(|(number, _)| number)
+                first.filter(|(_, entry)| may_be_young || !entry.is_young(now)).map(|(number, _)| number)
             }
             Stage::Admitted => entries.iter().min_by_key(|(_, entry)| entry.activity()).map(|(number, _)| number),
         };
@@ -206,14 +206,14 @@ impl State {
 impl Place {
     /// The connection has come to that stage.
     pub(super) fn advance(&self, stage: Stage) {
-        let mut state = self.limit.state();
-        let earlier = &mut state.stages[..stage as usize];
+        let mut connections = self.limit.state();
+        let earlier = &mut connections.stages[..stage as usize];
         if let Some(mut entry) = earlier.iter_mut().find_map(|entries| entries.remove(&self.number)) {
             if entry.phase == Phase::Head {
                 // Its time begins with the first byte.
                 entry.since = Instant::now();
             }
-            self.limit.enter(&mut state, stage, self.number, entry);
+            self.limit.enter(&mut connections, stage, self.number, entry);
         }
     }
 
@@ -369,7 +369,9 @@ mod tests {
         let (idle, mut idle_closed) = open(&limit);
         drop(begin_admitted(&idle));
         let mut new: Vec<_> = (0..3).map(|_| open(&limit)).collect();
-        new.iter().for_each(|(place, _)| place.advance(Stage::Pending));
+        for (place, _) in &new {
+            place.advance(Stage::Pending);
+        }
         assert!(!is_closed(&mut idle_closed), "no request was admitted on the new ones");
         in_progress.push(begin_admitted(&new[0].0));
         assert!(is_closed(&mut idle_closed));
@@ -439,10 +441,12 @@ mod tests {
         for (room, silent, pending, admitted) in [(9999, MAX_SILENT, MAX_PENDING_BURST, 3), (7, 7, 7, 3)] {
             let limit = ConnectionLimit::new(3, room);
             let count = || limit.state().stages.iter().map(BTreeMap::len).sum::<usize>();
-            for _ in 0..3 {
-                let places: Vec<_> = (0..3000).map(|_| open(&limit).0).collect();
+            for _ in 0..2 {
+                let places: Vec<_> = (0..MAX_SILENT + 9).map(|_| open(&limit).0).collect();
                 assert_eq!(count(), silent);
-                places.iter().for_each(|place| place.advance(Stage::Pending));
+                for place in &places {
+                    place.advance(Stage::Pending);
+                }
                 assert_eq!(count(), pending);
                 let in_progress: Vec<_> = places.iter().map(begin_admitted).collect();
                 assert_eq!(count(), admitted);

@@ -101,15 +101,7 @@ impl Exporter {
 
     /// Scrapes until the metrics are as they should be; fails with what they were instead.
     pub(crate) async fn until(&self, is_so: impl Fn(&Metrics) -> bool) -> Metrics {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let metrics = self.metrics().await;
-            if is_so(&metrics) {
-                return metrics;
-            }
-            assert!(Instant::now() < deadline, "it never came to pass:\n{}", metrics.text);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(async || self.metrics().await, is_so).await
     }
 
     /// Waits until that many more polls have ended.
@@ -138,6 +130,19 @@ impl Exporter {
 impl Drop for Exporter {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// Scrapes until the metrics are as they should be; fails with what they were instead.
+pub(crate) async fn until(scrape: impl AsyncFn() -> Metrics, is_so: impl Fn(&Metrics) -> bool) -> Metrics {
+    let deadline = Instant::now() + 3 * PATIENCE;
+    loop {
+        let metrics = scrape().await;
+        if is_so(&metrics) {
+            return metrics;
+        }
+        assert!(Instant::now() < deadline, "it never came to pass:\n{}", metrics.text);
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
