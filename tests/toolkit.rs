@@ -54,8 +54,8 @@ fn cases() -> Vec<(&'static str, String, Outcome)> {
     let old = "min_version: TLS12, max_version: TLS12";
     vec![
         ("empty", String::new(), Status(200)),
-        ("junk", "hWkNKCp3fvIx3jKnsaBI\nTuEjdwNS8A2vYdFbiKqr\n".into(), Refused("is not a mapping")),
-        ("unknown key", tls("cert_filse: cert.pem"), Refused("cert_filse: is not a known key")),
+        ("junk", "hWkNKCp3fvIx3jKnsaBI\nTuEjdwNS8A2vYdFbiKqr\n".into(), Refused("must be a mapping")),
+        ("unknown key", tls("cert_filse: cert.pem"), Refused("cert_filse: unknown key")),
         ("certificate path empty", tls("cert_file: '', key_file: key.pem"), Refused("cert_file is missing")),
         ("certificate empty", tls("cert: '', key_file: key.pem"), Refused("cert_file is missing")),
         ("key path empty", tls("cert_file: cert.pem, key_file: ''"), Refused("key_file is missing")),
@@ -102,7 +102,7 @@ fn cases() -> Vec<(&'static str, String, Outcome)> {
         ),
         ("content type options", headers("X-Content-Type-Options: sniff"), Refused("X-Content-Type-Options: ")),
         ("frame options", headers("X-Frame-Options: foo"), Refused("X-Frame-Options: ")),
-        ("another header", headers("Content-Type: foo"), Refused("Content-Type: is not a known key")),
+        ("another header", headers("Content-Type: foo"), Refused("Content-Type: unknown key")),
         ("any client certificate", tls(&format!("{CERT}, client_auth_type: RequireAnyClientCert")), Named),
         ("a verified client certificate", tls(&format!("{CLIENT}, client_ca_file: ca.pem")), Named),
         (
