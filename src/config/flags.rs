@@ -28,7 +28,7 @@ pub struct Flags {
     #[arg(long = "web.open-health")]
     pub web_open_health: bool,
 
-    /// Maximum number of connections that have sent a request; one more closes the least active one
+    /// Maximum number of connections with a request that passed the password check; one more closes the least active one
     #[arg(long = "web.max-connections", value_name = "N", default_value = "256")]
     pub web_max_connections: String,
 
