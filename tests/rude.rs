@@ -20,6 +20,7 @@ use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
@@ -94,11 +95,14 @@ impl Drop for Running {
     }
 }
 
-fn require_files() {
+/// Waits until no other test runs here: each needs the machine for itself, and many files.
+async fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::const_new(());
     let limits = fs::read_to_string("/proc/self/limits").unwrap();
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
     let files = files.split_whitespace().next().unwrap().parse().unwrap_or(usize::MAX);
     assert!(files >= FILES, "this test opens {FILES} files, and {files} are allowed: raise it with ulimit -n {FILES}");
+    ALONE.lock().await
 }
 
 async fn ask(address: SocketAddr, text: &str) -> io::Result<TcpStream> {
@@ -373,7 +377,7 @@ async fn simulator() -> Simulator {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rude_clients_stop_no_scrape() {
-    require_files();
+    let _alone = alone().await;
     let simulator = simulator().await;
     let (polite, exporter) = (Running::start(&simulator, &[]), Running::start(&simulator, &[]));
     for address in [polite.address, exporter.address] {
@@ -404,7 +408,7 @@ async fn rude_clients_stop_no_scrape() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_connections_stops_no_scrape() {
-    require_files();
+    let _alone = alone().await;
     let simulator = simulator().await;
     let exporter = Running::start(&simulator, &[]);
     let address = exporter.address;
@@ -417,7 +421,7 @@ async fn a_burst_of_connections_stops_no_scrape() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_connections_stops_no_scrape_over_tls() {
-    require_files();
+    let _alone = alone().await;
     let simulator = simulator().await;
     let (exporter, client, _) = start_over_tls(&simulator);
     let address = exporter.address;
@@ -449,7 +453,7 @@ async fn scrape_over_tls(client: &Client, address: SocketAddr) -> Result<(), Str
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_without_a_request_take_little_memory() {
-    require_files();
+    let _alone = alone().await;
     let simulator = simulator().await;
     let (exporter, client, connector) = start_over_tls(&simulator);
     let address = exporter.address;
@@ -470,7 +474,7 @@ async fn connections_without_a_request_take_little_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rude_clients_over_tls_stop_no_scrape() {
-    require_files();
+    let _alone = alone().await;
     let simulator = simulator().await;
     let (exporter, client, connector) = start_over_tls(&simulator);
     let address = exporter.address;

@@ -38,7 +38,7 @@ pub(super) const MAX_PENDING: usize = 512;
 /// The same while all of them are young, as in a burst of clients that do send their requests.
 const MAX_PENDING_BURST: usize = 1536;
 /// A connection is young for this long: time for a handshake and the head of a request.
-const GRACE: Duration = Duration::from_millis(250);
+const GRACE: Duration = Duration::from_millis(500);
 /// How often connections are checked for having used up their time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
