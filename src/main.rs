@@ -109,7 +109,7 @@ async fn execute(log: &Arc<LogWriter>, signals: io::Result<Signals>, command: Co
     match command {
         Command::Serve(config) => serve(log, signals, config).await,
         Command::Once(config) => signals.run_unless_stopped(once(config)).await,
-        Command::Check(config) => signals.run_unless_stopped(check(config)).await,
+        Command::Check(config) => signals.run_unless_stopped(Box::pin(check(config))).await,
         Command::Healthcheck(web) => signals.run_unless_stopped(healthcheck(web)).await,
     }
 }

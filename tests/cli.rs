@@ -543,9 +543,12 @@ async fn a_config_check_fails_where_a_poll_would() {
     };
     let info = ["--collector.instance-info"];
     for (body, says) in [
-        (r#"{"totalCount":3,"dataSet":[{"instanceId":"a"}]}"#, "1 entries instead of 3, with totalCount 3"),
-        (r#"{"totalCount":0,"dataSet":[{"instanceId":"a"}]}"#, "1 entries instead of 0, with totalCount 0"),
-        (r#"{"totalCount":1,"dataSet":[{"id":"a"}]}"#, "none of 1 entries has a usable instanceId"),
+        (r#"{"totalCount":3,"dataSet":[{"instanceId":"a"}]}"#, "1 of 3 entries expected with totalCount 3"),
+        (
+            r#"{"totalCount":0,"dataSet":[{"instanceId":"a"}]}"#,
+            "more entries than expected with totalCount 0 (1 instead of 0)",
+        ),
+        (r#"{"totalCount":1,"dataSet":[{"id":"a"}]}"#, "no usable instanceId in any entry (1)"),
     ] {
         simulator.set(|knobs| (knobs.fault, knobs.fault_of) = (Some(Fault::answer(200, body)), None));
         check(says, &[]);

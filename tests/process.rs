@@ -308,36 +308,29 @@ async fn a_signal_that_means_nothing_is_logged_and_kills_nothing() {
     assert_eq!(running.stop(), Some(0));
 }
 
-/// A process that reads its settings, and goes on when the guard is dropped.
-fn starting(args: &[&str]) -> (Child, StartingUp, Log) {
+/// A process that has just begun to handle signals, and the folder of the token that it is going to read.
+fn starting(args: &[&str]) -> (Child, TempDir, Log) {
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
-    assert!(Command::new("mkfifo").arg(&token).status().unwrap().success());
-    let flag = format!("--zenlayer.token-file={}", token.display());
+    fs::write(&token, TOKEN).unwrap();
+    let token = format!("--zenlayer.token-file={}", token.display());
     // Nothing listens there: what becomes of the polls does not matter.
-    let args = [&["--zenlayer.endpoint=http://127.0.0.1:1", LISTEN, &flag], args].concat();
+    let args = [&["--zenlayer.endpoint=http://127.0.0.1:1", LISTEN, &token], args].concat();
     let mut child = exporter(&args).stderr(Stdio::piped()).spawn().unwrap();
-    // Returns once the process has opened it too.
-    let fifo = File::options().write(true).open(&token).unwrap();
-    let log = Log::read(child.stderr.take().unwrap());
-    (child, StartingUp { fifo, folder }, log)
-}
-
-/// Holds up a process by a token file that has no end yet.
-struct StartingUp {
-    fifo: File,
-    folder: TempDir,
-}
-
-impl StartingUp {
-    /// Lets it read the token. Returns the folder with the file, which polls read again.
-    fn finish(mut self) -> TempDir {
-        let new = self.folder.path().join("new");
-        fs::write(&new, TOKEN).unwrap();
-        fs::rename(new, self.folder.path().join("token")).unwrap();
-        self.fifo.write_all(TOKEN.as_bytes()).unwrap();
-        self.folder
+    while !handles_signals(&child) {
+        std::thread::yield_now();
     }
+    let log = Log::read(child.stderr.take().unwrap());
+    (child, folder, log)
+}
+
+/// Whether the process catches SIGHUP and SIGTERM, according to the kernel.
+fn handles_signals(child: &Child) -> bool {
+    // Signal N is bit N-1: SIGHUP is 1, SIGTERM 15.
+    const HUP_AND_TERM: u64 = 1 | 1 << 14;
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & HUP_AND_TERM == HUP_AND_TERM
 }
 
 fn kill(child: &Child, signal: &str) {
@@ -346,13 +339,12 @@ fn kill(child: &Child, signal: &str) {
 }
 
 #[test]
-fn a_signal_while_the_settings_are_read_has_its_effect() {
-    let (mut child, starting_up, log) = starting(&[]);
+fn a_signal_right_after_the_start_has_its_effect() {
+    let (mut child, _folder, log) = starting(&[]);
     let signals = ["HUP", "QUIT", "USR1", "USR2", "ALRM", "IO"];
     for signal in signals {
         kill(&child, signal);
     }
-    let _folder = starting_up.finish();
     let lines = signals.map(|_| log.until(&["signal=SIG"])).join("\n");
     for signal in signals {
         assert!(lines.contains(&format!("signal=SIG{signal}")), "{signal}: {lines}");
@@ -364,7 +356,7 @@ fn a_signal_while_the_settings_are_read_has_its_effect() {
 }
 
 #[test]
-fn a_signal_to_stop_while_the_settings_are_read_is_obeyed_afterwards() {
+fn a_signal_to_stop_right_after_the_start_is_obeyed() {
     for (args, signal, code, line) in [
         (&[][..], "TERM", 0, "signal=SIGTERM"),
         (&[], "INT", 0, "signal=SIGINT"),
@@ -372,9 +364,8 @@ fn a_signal_to_stop_while_the_settings_are_read_is_obeyed_afterwards() {
         (&["--once"], "INT", 1, "zenlayer-exporter: interrupted by SIGINT"),
         (&["--config.check"], "HUP", 1, "zenlayer-exporter: interrupted by SIGHUP"),
     ] {
-        let (mut child, starting_up, log) = starting(args);
+        let (mut child, _folder, log) = starting(args);
         kill(&child, signal);
-        let _folder = starting_up.finish();
         log.until(&[line]);
         drop(log);
         assert_eq!(wait(&mut child).code(), Some(code), "{args:?} {signal}");
