@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::web::{Authority, Client, connect};
-use common::{PATIENCE, assert_prompt, request};
+use common::{PATIENCE, request};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper::{Method, Request};
@@ -325,22 +325,37 @@ async fn until_ready<F: Future<Output = Result<(), String>>>(scrape: impl Fn() -
     }
 }
 
-/// Scrapes each 100 ms for as long as the rude are there. Each has to succeed. Returns how long each took.
-async fn scrape_through<F>(rude: &mut JoinSet<()>, scrape: impl Fn() -> F) -> Vec<Duration>
+/// Scrapes each 100 ms for as long as the rude are there. Each scrape has to succeed. Returns how much longer each took
+/// than one of `polite` at the same time, which nobody is rude to: so a busy machine is no one's fault.
+async fn scrape_through<F>(rude: &mut JoinSet<()>, polite: &Running, scrape_rude: impl Fn() -> F) -> Vec<Duration>
 where
     F: Future<Output = Result<(), String>>,
 {
     let mut every = tokio::time::interval(Duration::from_millis(100));
-    let mut times = Vec::new();
+    let mut delays = Vec::new();
     while !rude.is_empty() {
         while rude.try_join_next().is_some() {}
         every.tick().await;
-        let begun = Instant::now();
-        let outcome = tokio::time::timeout(PATIENCE, scrape()).await.expect("a scrape hangs");
-        outcome.unwrap_or_else(|error| panic!("scrape {}: {error}", times.len()));
-        times.push(begun.elapsed());
+        let (usual, took) = tokio::join!(time(scrape(polite.address)), time(scrape_rude()));
+        delays.push(took.saturating_sub(usual));
     }
-    times
+    delays
+}
+
+/// How long a scrape takes.
+async fn time(scrape: impl Future<Output = Result<(), String>>) -> Duration {
+    let begun = Instant::now();
+    tokio::time::timeout(PATIENCE, Box::pin(scrape)).await.expect("a scrape hangs").unwrap();
+    begun.elapsed()
+}
+
+/// Asserts that the typical scrape is not delayed for as much as a second. The slowest may be: this machine is busy with
+/// those who are rude, too.
+fn assert_prompt(mut delays: Vec<Duration>) {
+    delays.sort_unstable();
+    let (typical, slowest) = (delays[delays.len() / 2], delays[delays.len() - 1]);
+    println!("{} scrapes, typically delayed by {typical:?}, at most by {slowest:?}", delays.len());
+    assert!(typical < Duration::from_secs(1), "the typical scrape takes much longer: {delays:?}");
 }
 
 /// Opens as many connections as there are places, and asks twice on each: were a place lost, one would lose its own.
@@ -375,14 +390,18 @@ async fn simulator() -> Simulator {
     Simulator::start(Knobs::still(Service::Vm, INSTANCES)).await.unwrap()
 }
 
+/// An exporter that has polled.
+async fn start_ready(simulator: &Simulator) -> Running {
+    let exporter = Running::start(simulator, &[]);
+    until_ready(|| scrape(exporter.address)).await;
+    exporter
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rude_clients_stop_no_scrape() {
     let _alone = alone().await;
     let simulator = simulator().await;
-    let (polite, exporter) = (Running::start(&simulator, &[]), Running::start(&simulator, &[]));
-    for address in [polite.address, exporter.address] {
-        until_ready(|| scrape(address)).await;
-    }
+    let (polite, exporter) = (start_ready(&simulator).await, start_ready(&simulator).await);
     until_every_place_is_there(polite.address).await;
     let (address, until) = (exporter.address, Instant::now() + RUDE);
     let mut rude = JoinSet::new();
@@ -398,7 +417,7 @@ async fn rude_clients_stop_no_scrape() {
     crowd(&mut rude, 150, until, move || never_reads(address));
     crowd(&mut rude, 150, until, move || reads_a_byte_a_second(address));
     crowd(&mut rude, 1000, until, move || idles_after_a_request(address));
-    assert_prompt(scrape_through(&mut rude, || scrape(address)).await);
+    assert_prompt(scrape_through(&mut rude, &polite, || scrape(address)).await);
     let (peak, usual) = (exporter.peak(), polite.peak());
     println!("at most {peak} KiB, {usual} KiB among the polite");
     assert!(peak < usual + SLACK_KIB, "{peak} KiB, where polite clients take {usual} KiB");
@@ -410,12 +429,11 @@ async fn rude_clients_stop_no_scrape() {
 async fn a_burst_of_connections_stops_no_scrape() {
     let _alone = alone().await;
     let simulator = simulator().await;
-    let exporter = Running::start(&simulator, &[]);
+    let (polite, exporter) = (start_ready(&simulator).await, start_ready(&simulator).await);
     let address = exporter.address;
-    until_ready(|| scrape(address)).await;
     let mut rude = JoinSet::new();
     rude.spawn(bursts(address, Instant::now() + RUDE));
-    assert_prompt(scrape_through(&mut rude, || scrape(address)).await);
+    assert_prompt(scrape_through(&mut rude, &polite, || scrape(address)).await);
     until_every_place_is_there(address).await;
 }
 
@@ -423,13 +441,14 @@ async fn a_burst_of_connections_stops_no_scrape() {
 async fn a_burst_of_connections_stops_no_scrape_over_tls() {
     let _alone = alone().await;
     let simulator = simulator().await;
+    let polite = start_ready(&simulator).await;
     let (exporter, client, _) = start_over_tls(&simulator);
     let address = exporter.address;
     let scrape = || scrape_over_tls(&client, address);
     until_ready(scrape).await;
     let mut rude = JoinSet::new();
     rude.spawn(bursts(address, Instant::now() + RUDE));
-    assert_prompt(scrape_through(&mut rude, scrape).await);
+    assert_prompt(scrape_through(&mut rude, &polite, scrape).await);
 }
 
 /// An exporter over TLS, a client that trusts it, and what all the rude ones connect with.
@@ -455,6 +474,7 @@ async fn scrape_over_tls(client: &Client, address: SocketAddr) -> Result<(), Str
 async fn connections_without_a_request_take_little_memory() {
     let _alone = alone().await;
     let simulator = simulator().await;
+    let polite = start_ready(&simulator).await;
     let (exporter, client, connector) = start_over_tls(&simulator);
     let address = exporter.address;
     let scrape = || scrape_over_tls(&client, address);
@@ -466,7 +486,7 @@ async fn connections_without_a_request_take_little_memory() {
     crowd(&mut rude, 200, until, move || at_some_time(begins_a_head_over_tls(connector, address)));
     crowd(&mut rude, 300, until, move || at_some_time(begins_a_handshake(16_000, address)));
     // So many handshakes take more than their share of a small machine, so this is not about time.
-    let scrapes = scrape_through(&mut rude, scrape).await.len();
+    let scrapes = scrape_through(&mut rude, &polite, scrape).await.len();
     let peak = exporter.peak();
     println!("{scrapes} scrapes; at most {peak} KiB, {usual} KiB before");
     assert!(peak < usual + PENDING_KIB, "{peak} KiB, {usual} KiB before");
@@ -476,6 +496,7 @@ async fn connections_without_a_request_take_little_memory() {
 async fn rude_clients_over_tls_stop_no_scrape() {
     let _alone = alone().await;
     let simulator = simulator().await;
+    let polite = start_ready(&simulator).await;
     let (exporter, client, connector) = start_over_tls(&simulator);
     let address = exporter.address;
     let scrape = || scrape_over_tls(&client, address);
@@ -490,7 +511,7 @@ async fn rude_clients_over_tls_stop_no_scrape() {
     crowd(&mut rude, 10, until, move || idles_over_http2(connector, address));
     crowd(&mut rude, 4, until, move || never_ends_its_headers(connector, address));
     crowd(&mut rude, 4, until, move || resets_what_it_asked(connector, address));
-    assert_prompt(scrape_through(&mut rude, scrape).await);
+    assert_prompt(scrape_through(&mut rude, &polite, scrape).await);
     let peak = exporter.peak();
     println!("at most {peak} KiB, {usual} KiB before");
     assert!(peak < usual + SLACK_KIB, "{peak} KiB, {usual} KiB before");
