@@ -78,7 +78,7 @@ struct Login {
 impl Accounts {
     /// `None` where there are no users. Whose hash is as it was in `previous` is still remembered: a tag covers the hash.
     pub(super) fn new(users: Users, previous: Option<&Self>) -> Option<Self> {
-        let decoy = *users.values().max_by_key(|hash| hash.cost)?;
+        let decoy = users.values().max_by_key(|hash| hash.cost)?.clone();
         let (key, mut checked) = previous.map_or_else(
             || {
                 let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
@@ -132,7 +132,7 @@ impl Accounts {
         source: Source,
         checks: &Checks,
     ) -> Result<bool, Denial> {
-        let hash = *self.hash(&login.user);
+        let hash = self.hash(&login.user).clone();
         let turn = checks.turn(&hash, source).await.ok_or(Denial::Busy)?;
         // Another request may have had the same password checked meanwhile.
         if let Some(right) = self.outcome(&login.user, &tag) {
@@ -178,7 +178,7 @@ impl Accounts {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(&user.len().to_be_bytes());
         context.update(user.as_bytes());
-        context.update(&self.hash(user).digest);
+        context.update(self.hash(user).as_bytes());
         context.update(password);
         context.sign()
     }

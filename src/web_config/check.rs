@@ -140,10 +140,10 @@ impl Check<'_> {
                     self.wrong::<()>(line, &name, "has a colon or a control character");
                 }
                 Ok(hash) => {
-                    users.insert(user, hash);
                     if hash.is_expensive() && slowest.as_ref().is_none_or(|(.., slowest)| hash.cost > slowest.cost) {
-                        slowest = Some((line, name, hash));
+                        slowest = Some((line, name, hash.clone()));
                     }
+                    users.insert(user, hash);
                 }
                 Err(mistake) => drop(self.wrong::<()>(line, &name, mistake)),
             }
