@@ -6,10 +6,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use rustix::fs::StatVfsMountFlags;
+
 const OTHERS_READ: u32 = 0o004;
 const OTHERS_ENTER: u32 = 0o001;
-/// Where the kernel lists what is mounted.
-const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// Warns where every user of this machine can read a file that holds a secret.
 pub(crate) fn warn(file: &Path) {
@@ -35,23 +35,17 @@ fn is_open_to_all(file: &Path) -> bool {
     let allows = |path: &Path, bit| fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bit != 0);
     allows(&path, OTHERS_READ)
         && path.ancestors().skip(1).all(|directory| allows(directory, OTHERS_ENTER))
-        && !is_mounted_read_only(&fs::read_to_string(MOUNTS).unwrap_or_default(), &path)
+        && !is_mounted_read_only(&path)
 }
 
-/// The mount point and the options are the fifth and sixth words of a line (proc(5)). Of two mounts on one place the
-/// later hides the other.
-fn is_mounted_read_only(mounts: &str, path: &Path) -> bool {
-    let words = |line: &str| {
-        let mut words = line.split(' ').skip(4).map(str::to_owned);
-        words.next().zip(words.next())
-    };
-    let around = mounts.lines().filter_map(words).filter(|(point, _)| path.starts_with(point));
-    let nearest = around.max_by_key(|(point, _)| point.len());
-    nearest.is_some_and(|(_, options)| options.split(',').any(|option| option == "ro"))
+fn is_mounted_read_only(path: &Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|system| system.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -83,19 +77,17 @@ mod tests {
         assert!(!is_open_to_all(&link));
     }
 
+    /// The fifth and sixth words of a line are the mount point and its options (proc(5)). Of two mounts on one place the
+    /// later hides the other.
     #[test]
-    fn the_nearest_mount_decides() {
-        let mounts = "\
-            22 1 0:20 / / rw,relatime shared:1 - overlay overlay rw\n\
-            23 22 0:21 / /etc/key ro,relatime - tmpfs tmpfs rw\n\
-            24 22 0:22 / /etc/key2 rw,nosuid - tmpfs tmpfs rw\n\
-            25 24 0:22 / /etc/key2/deep rw - tmpfs tmpfs rw\n\
-            26 24 0:22 / /etc/key2/deep ro - tmpfs tmpfs rw\n";
-        let read_only = |path: &str| is_mounted_read_only(mounts, Path::new(path));
-        assert!(read_only("/etc/key/..data/password"));
-        assert!(!read_only("/etc/key2/password"));
-        assert!(read_only("/etc/key2/deep/password"), "the later of two on one place");
-        assert!(!read_only("/etc/password"));
-        assert!(!is_mounted_read_only("", Path::new("/etc/key")), "where there is no such list");
+    fn a_mount_is_read_only_where_the_kernel_lists_it_so() {
+        let list = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let words = list.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let mounts: BTreeMap<_, _> = words.map(|words| (words[4].to_owned(), words[5].to_owned())).collect();
+        for (point, options) in mounts.iter().filter(|(point, _)| fs::metadata(point).is_ok()) {
+            let is_listed = options.split(',').any(|option| option == "ro");
+            assert_eq!(is_mounted_read_only(Path::new(point)), is_listed, "{point} {options}");
+        }
+        assert!(!is_mounted_read_only(Path::new("/gone")));
     }
 }
