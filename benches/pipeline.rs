@@ -130,16 +130,17 @@ fn diff(bencher: Bencher, instances: usize) {
 #[divan::bench(args = SIZES)]
 fn render(bencher: Bencher, instances: usize) {
     let (inventory, statuses) = inventory(instances);
+    let previous = exposition::render(&inventory, &statuses, StatusSeries::Current, 0).len();
     bencher
         .counter(ItemsCount::new(instances))
-        .bench_local(|| exposition::render(&inventory, &statuses, StatusSeries::Current));
+        .bench_local(|| exposition::render(&inventory, &statuses, StatusSeries::Current, previous));
 }
 
 /// Text → the part of a gzip member that is made once a snapshot.
 #[divan::bench(args = SIZES)]
 fn compress(bencher: Bencher, instances: usize) {
     let (inventory, statuses) = inventory(instances);
-    let text = exposition::render(&inventory, &statuses, StatusSeries::Current);
+    let text = exposition::render(&inventory, &statuses, StatusSeries::Current, 0);
     bencher
         .counter(ItemsCount::new(instances))
         .counter(BytesCount::new(text.len()))

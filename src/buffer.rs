@@ -7,6 +7,9 @@
 use bytes::Bytes;
 use memmap2::MmapMut;
 
+/// Beyond an eighth: small texts change by more than large ones.
+const HEADROOM: usize = 64 << 10;
+
 /// A text that grows at its end.
 pub(crate) struct Buffer {
     map: MmapMut,
@@ -17,6 +20,11 @@ impl Buffer {
     /// Room for that many bytes; more move what is there to a larger place.
     pub(crate) fn with_capacity(bytes: usize) -> Self {
         Self { map: map(bytes), length: 0 }
+    }
+
+    /// Room for a text that replaces one of that many bytes, and for some more.
+    pub(crate) fn after(previous: usize) -> Self {
+        Self::with_capacity(previous + previous / 8 + HEADROOM)
     }
 
     /// Appends each part.

@@ -320,11 +320,6 @@ impl Inventory {
         (0..self.len()).map(|row| self.rows.get(row))
     }
 
-    /// Bytes of all ids together.
-    pub fn id_bytes(&self) -> usize {
-        self.rows.text.len()
-    }
-
     /// How many instances are in each of `statuses`, in their order.
     pub fn count_by_status(&self, statuses: &Statuses) -> Vec<usize> {
         let mut counts = vec![0; statuses.names.len()];

@@ -204,8 +204,9 @@ impl Poller {
         let rendered = match previous {
             // Nothing changed: the old bytes under a new time.
             Some(rendered) if rendered.is_of(&inventory, &statuses) => rendered,
-            _ => {
-                let text = exposition::render(&inventory, &statuses, self.series);
+            previous => {
+                let length = previous.map_or(0, |previous| previous.text.bytes.len());
+                let text = exposition::render(&inventory, &statuses, self.series, length);
                 tracing::debug!(bytes = text.len(), "instance series rendered");
                 Arc::new(Rendered::new(text, inventory, statuses))
             }

@@ -2,13 +2,11 @@
 //!
 //! Invariant: the same infos are always the same bytes. It must not know a clock, a socket or a registry.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 
 use super::{escape, header};
 use crate::buffer::Buffer;
-use crate::model::{Info, Infos, SHARED};
+use crate::model::{Infos, SHARED};
 
 /// Name, zone and similar metadata of each instance.
 pub(crate) const INSTANCE_INFO: &str = "zenlayer_instance_info";
@@ -21,10 +19,11 @@ const EXPIRY_HELP: &str = "Unix time at which each subscription ends.";
 const SHARED_LABELS: [&str; SHARED] =
     ["zoneId", "instanceType", "imageName", "instanceChargeType", "resourceGroupName"];
 
-/// Renders the series of every instance, ordered by id; `tags` are the names of the labels that tags have.
-pub(crate) fn render(infos: &Infos, tags: &[String]) -> Bytes {
+/// Renders the series of every instance, ordered by id; `tags` are the names of the labels that tags have, and
+/// `previous` is the length of the text that it replaces.
+pub(crate) fn render(infos: &Infos, tags: &[String], previous: usize) -> Bytes {
     let texts: Vec<_> = infos.texts().map(escape).collect();
-    let mut text = Buffer::with_capacity(size(infos, tags, &texts));
+    let mut text = Buffer::after(previous);
     header(&mut text, INSTANCE_INFO, INFO_HELP);
     for info in infos.iter() {
         text.extend([
@@ -51,22 +50,6 @@ fn labels(tags: &[String]) -> impl Iterator<Item = &str> {
     SHARED_LABELS.into_iter().chain(tags.iter().map(String::as_str))
 }
 
-/// Enough for the whole text where no id or name is escaped, so that it need not move.
-fn size(infos: &Infos, tags: &[String], texts: &[Cow<'_, str>]) -> usize {
-    const HEADERS: usize = 400;
-    const LONGEST_NUMBER: usize = 20;
-    let fixed = INSTANCE_INFO.len() + "{instanceId=\"\",instanceName=\"\"} 1\n".len();
-    let of_labels: usize = labels(tags).map(|label| label.len() + ",=\"\"".len()).sum();
-    let of_row = |info: Info<'_>| {
-        let expiry = info
-            .expires
-            .map_or(0, |_| INSTANCE_EXPIRY.len() + "{instanceId=\"\"} \n".len() + info.id.len() + LONGEST_NUMBER);
-        let shared: usize = info.places().map(|place| texts[place].len()).sum();
-        fixed + of_labels + info.id.len() + info.name.len() + shared + expiry
-    };
-    HEADERS + infos.iter().map(of_row).sum::<usize>()
-}
-
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU64;
@@ -84,29 +67,13 @@ mod tests {
         findings.push("932237369560662463", "web-hkg-prod-07", plain, ["prod", "shop"], expires).unwrap();
         findings.push("empty", "", [""; SHARED], ["", ""], NonZeroU64::new(1)).unwrap();
         let tags = ["tag_env".to_owned(), "tag_team".to_owned()];
-        let text = String::from_utf8(render(&findings.into_infos(), &tags).to_vec()).unwrap();
+        let text = String::from_utf8(render(&findings.into_infos(), &tags, 0).to_vec()).unwrap();
         assert_eq!(text, include_str!("../../tests/golden/info.txt"));
     }
 
     #[test]
     fn without_instances_there_are_only_the_families() {
-        let text = String::from_utf8(render(&Findings::new(0).into_infos(), &[]).to_vec()).unwrap();
+        let text = String::from_utf8(render(&Findings::new(0).into_infos(), &[], 0).to_vec()).unwrap();
         assert!(text.lines().count() == 4 && text.lines().all(|line| line.starts_with("# ")), "{text}");
-    }
-
-    #[test]
-    fn the_buffer_is_allocated_once() {
-        let mut findings = Findings::new(1);
-        for n in 0..5000 {
-            let shared = ["HKG-A", "z2a.cpu.4", "Ubuntu 22.04", "PREPAID", "Default"];
-            findings
-                .push(&format!("{n:018}"), &format!("web-{n}"), shared, ["x\"y"], NonZeroU64::new(1 << 33))
-                .unwrap();
-        }
-        let (infos, tags) = (findings.into_infos(), ["tag_env".to_owned()]);
-        let texts: Vec<_> = infos.texts().map(escape).collect();
-        let capacity = size(&infos, &tags, &texts);
-        let length = render(&infos, &tags).len();
-        assert!(length <= capacity && capacity < length + 5000 * 20, "{length} bytes in {capacity}");
     }
 }

@@ -96,7 +96,8 @@ impl Names {
         if self.rendered.as_ref().is_some_and(|rendered| rendered.infos == infos) {
             return false;
         }
-        let text = exposition::info::render(&infos, &self.labels);
+        let previous = self.rendered.as_ref().map_or(0, |rendered| rendered.text.bytes.len());
+        let text = exposition::info::render(&infos, &self.labels, previous);
         self.rendered = Some(Arc::new(RenderedInfos::new(text, infos)));
         true
     }
