@@ -3,12 +3,13 @@
 //! Invariant: an [`Inventory`] is ordered by id and has no id twice, so comparing two of them is one pass.
 //! It must not know JSON, HTTP or Prometheus.
 
+pub(crate) mod arena;
 mod info;
-pub(crate) mod texts;
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use self::arena::StringArena;
 pub use self::info::{Findings, Info, Infos, SHARED};
 
 /// Most instances one exporter takes, or one shard of several: a bound for what a broken answer can fill.
@@ -194,22 +195,25 @@ pub struct Instance<'a> {
     pub status: Status,
 }
 
-/// Ids and statuses side by side: all ids in one text, so that a million instances are three allocations.
+/// Ids and statuses side by side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Rows {
-    text: String,
-    ends: Vec<u32>,
+    ids: StringArena,
     statuses: Vec<Status>,
 }
 
 impl Rows {
+    /// No rows, with room for as many as in `like`.
+    fn with_capacity_of(like: &Self) -> Self {
+        Self { ids: StringArena::with_capacity_of(&like.ids), statuses: Vec::with_capacity(like.len()) }
+    }
+
     fn len(&self) -> usize {
-        self.ends.len()
+        self.statuses.len()
     }
 
     fn id(&self, row: usize) -> &str {
-        let start = if row == 0 { 0 } else { self.ends[row - 1] };
-        &self.text[start as usize..self.ends[row] as usize]
+        self.ids.at(row)
     }
 
     fn get(&self, row: usize) -> Instance<'_> {
@@ -217,20 +221,12 @@ impl Rows {
     }
 
     fn push(&mut self, instance: Instance<'_>) -> Result<(), Overflow> {
-        let end = u32::try_from(self.text.len() + instance.id.len()).map_err(|_| Overflow::Instances)?;
         if self.len() == MAX_INSTANCES {
             return Err(Overflow::Instances);
         }
-        self.text.push_str(instance.id);
-        self.ends.push(end);
+        self.ids.push(instance.id).map_err(|_| Overflow::Instances)?;
         self.statuses.push(instance.status);
         Ok(())
-    }
-
-    fn reserve(&mut self, rows: usize, bytes: usize) {
-        self.text.reserve_exact(bytes);
-        self.ends.reserve_exact(rows);
-        self.statuses.reserve_exact(rows);
     }
 
     fn is_ascending(&self) -> bool {
@@ -281,8 +277,7 @@ impl Sightings {
             .enumerate()
             .filter(|&(place, &(_, row))| order.get(place + 1).is_none_or(|&(_, next)| rows.id(next) != rows.id(row)))
             .map(|(_, &(_, row))| rows.get(row));
-        let mut ordered = Rows::default();
-        ordered.reserve(rows.len(), rows.text.len());
+        let mut ordered = Rows::with_capacity_of(&rows);
         for instance in last_of_each {
             ordered.push(instance).expect("it fitted where it comes from");
         }
@@ -344,7 +339,7 @@ impl Inventory {
 
     /// The ids that are here and not in `other`, in order.
     pub fn ids_not_in<'a>(&'a self, other: &'a Self) -> Vec<&'a str> {
-        if self.rows.ends == other.rows.ends && self.rows.text == other.rows.text {
+        if self.rows.ids == other.rows.ids {
             return Vec::new();
         }
         pair_by_id(self, other)

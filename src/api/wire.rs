@@ -27,6 +27,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::error::{Action, CUT};
+use crate::model::arena::StringArena;
 use crate::secret::marked_encoding;
 
 pub use self::info::{InfoEntry, InfoPage};
@@ -72,9 +73,8 @@ impl Query<'_> {
 pub struct Page {
     /// What every answer has.
     pub head: Head,
-    /// Ids and statuses one after the other, and where each ends.
-    text: String,
-    ends: Vec<(u32, u32)>,
+    /// ID and status of each usable entry, one after the other.
+    texts: StringArena,
 }
 
 /// What an answer says about itself and about the list that it is a part of.
@@ -89,22 +89,10 @@ pub struct Head {
 }
 
 impl Page {
-    fn add(&mut self, id: &str, status: &str) {
-        let offset = |text: &String| u32::try_from(text.len()).expect("hardly longer than its body, which is capped");
-        self.text.push_str(id);
-        let id_end = offset(&self.text);
-        self.text.push_str(status);
-        self.ends.push((id_end, offset(&self.text)));
-    }
-
     /// Id and status of each usable entry, in the API's order. A status that the API left out, or that is no string, is
     /// empty; one that is too long is cut.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.ends.iter().enumerate().map(|(row, &(id_end, end))| {
-            let start = if row == 0 { 0 } else { self.ends[row - 1].1 };
-            let cut = |from: u32, to: u32| &self.text[from as usize..to as usize];
-            (cut(start, id_end), cut(id_end, end))
-        })
+        (0..self.texts.len() / 2).map(|row| (self.texts.at(2 * row), self.texts.at(2 * row + 1)))
     }
 }
 
@@ -159,7 +147,9 @@ impl Listing for Page {
             self.head.unusable += 1;
             return;
         };
-        self.add(id, &label(&entry.instance_status));
+        for text in [id, &label(&entry.instance_status)] {
+            self.texts.push(text).expect("no longer than its body, which is capped");
+        }
     }
 
     fn head(&self) -> &Head {
@@ -175,16 +165,9 @@ impl Listing for Page {
     }
 
     fn replace_texts(&mut self, replacement: impl Fn(&str) -> Option<String>) {
-        let stays = |(id, status)| replacement(id).or_else(|| replacement(status)).is_none();
-        if self.entries().all(stays) {
-            return;
+        if let Some(replaced) = self.texts.replaced(replacement) {
+            self.texts = replaced;
         }
-        let mut page = Self { head: self.head.clone(), ..Self::default() };
-        for (id, status) in self.entries() {
-            let [id, status] = [id, status].map(|text| replacement(text).unwrap_or_else(|| text.to_owned()));
-            page.add(&id, &status);
-        }
-        *self = page;
     }
 }
 

@@ -5,7 +5,7 @@
 use std::iter::Peekable;
 use std::num::NonZeroU64;
 
-use super::texts::{Finder, Texts};
+use super::arena::{Interner, StringArena};
 use super::{Inventory, MAX_INSTANCES, Overflow};
 
 /// How many texts of an instance others are likely to have too, besides its tags: zone, type, image, charge type and
@@ -24,7 +24,7 @@ pub struct Info<'a> {
     /// When its subscription ends, in Unix seconds; `None` without a subscription.
     pub expires: Option<NonZeroU64>,
     shared: &'a [u32],
-    texts: &'a Texts,
+    texts: &'a StringArena,
 }
 
 impl<'a> Info<'a> {
@@ -55,13 +55,13 @@ impl PartialEq for Info<'_> {
 #[derive(Debug, Clone, Default)]
 pub struct Infos {
     /// Id and name of each row, one after the other.
-    own: Texts,
+    own: StringArena,
     /// For each row as many indexes of `texts` as there are columns.
     shared: Vec<u32>,
     expires: Vec<Option<NonZeroU64>>,
     columns: usize,
     /// What rows have in common, once.
-    texts: Texts,
+    texts: StringArena,
     /// The rows that count, by id.
     order: Vec<u32>,
 }
@@ -146,22 +146,22 @@ fn seek<'a>(infos: &mut Peekable<impl Iterator<Item = Info<'a>>>, id: &str) -> O
 #[derive(Debug)]
 pub struct Findings {
     infos: Infos,
-    finder: Finder,
+    interner: Interner,
 }
 
 impl Findings {
     /// Nothing yet; each instance is to have that many tags.
     pub fn new(tags: usize) -> Self {
-        Self { infos: Infos { columns: SHARED + tags, ..Infos::default() }, finder: Finder::default() }
+        Self { infos: Infos { columns: SHARED + tags, ..Infos::default() }, interner: Interner::default() }
     }
 
     /// Nothing yet; there will be about as much as in `infos`, so that little is allocated in vain.
     fn like(infos: &Infos) -> Self {
         let columns = infos.columns.max(SHARED);
-        let own = Texts::with_room(&infos.own);
+        let own = StringArena::with_capacity_of(&infos.own);
         let shared = Vec::with_capacity(infos.shared.len());
         let expires = Vec::with_capacity(infos.expires.len());
-        Self { infos: Infos { own, shared, expires, columns, ..Infos::default() }, finder: Finder::default() }
+        Self { infos: Infos { own, shared, expires, columns, ..Infos::default() }, interner: Interner::default() }
     }
 
     /// Adds one entry of an answer: the texts of [`Info::shared`], and a value for each tag that was asked for.
@@ -186,14 +186,14 @@ impl Findings {
         shared: impl Iterator<Item = &'a str>,
         expires: Option<NonZeroU64>,
     ) -> Result<(), Overflow> {
-        let Self { infos, finder } = self;
+        let Self { infos, interner } = self;
         if infos.expires.len() == MAX_INSTANCES {
             return Err(Overflow::Instances);
         }
         infos.own.push(id)?;
         infos.own.push(name)?;
         for text in shared {
-            infos.shared.push(finder.intern(text, &mut infos.texts)?);
+            infos.shared.push(interner.intern(text, &mut infos.texts)?);
         }
         infos.expires.push(expires);
         debug_assert_eq!(infos.shared.len(), infos.expires.len() * infos.columns, "a text for each column");
@@ -223,8 +223,8 @@ impl Findings {
         order.reverse();
         order.shrink_to_fit();
         infos.order = order;
-        infos.own.shrink();
-        infos.texts.shrink();
+        infos.own.shrink_to_fit();
+        infos.texts.shrink_to_fit();
         infos.shared.shrink_to_fit();
         infos.expires.shrink_to_fit();
         infos

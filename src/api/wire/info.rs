@@ -13,7 +13,7 @@ use serde::de::{MapAccess, SeqAccess};
 use super::{Head, Id, Listing, Loose, Shape, Text, label};
 use crate::api::Action;
 use crate::model::SHARED;
-use crate::model::texts::Texts;
+use crate::model::arena::StringArena;
 
 /// How many texts an entry has besides its tags: id, name, and those it may share.
 const FIXED: usize = 2 + SHARED;
@@ -24,7 +24,7 @@ pub struct InfoPage {
     /// What every answer has.
     pub head: Head,
     /// For each row the fixed texts, then key and value of each tag.
-    texts: Texts,
+    texts: StringArena,
     /// Where in `texts` each row ends, and when its subscription does.
     rows: Vec<(u32, Option<NonZeroU64>)>,
 }
@@ -40,7 +40,7 @@ pub struct InfoEntry<'a> {
     pub shared: [&'a str; SHARED],
     /// When its subscription ends, in Unix seconds; `None` where it has none.
     pub expires: Option<NonZeroU64>,
-    texts: &'a Texts,
+    texts: &'a StringArena,
     tags: std::ops::Range<usize>,
 }
 
@@ -118,14 +118,9 @@ impl Listing for InfoPage {
     }
 
     fn replace_texts(&mut self, replacement: impl Fn(&str) -> Option<String>) {
-        if self.texts.iter().all(|text| replacement(text).is_none()) {
-            return;
+        if let Some(replaced) = self.texts.replaced(replacement) {
+            self.texts = replaced;
         }
-        let mut texts = Texts::default();
-        for text in self.texts.iter() {
-            texts.push(replacement(text).as_deref().unwrap_or(text)).expect("hardly longer than before");
-        }
-        self.texts = texts;
     }
 }
 
@@ -177,11 +172,11 @@ objects!(Entry<'de>, TagSet, Tag<'de>);
 
 /// Key and value of each tag, one after the other, read without a list of strings in between.
 #[derive(Default)]
-struct TagPairs(Texts);
+struct TagPairs(StringArena);
 
 impl<'de> Shape<'de> for TagPairs {
     fn from_array<A: SeqAccess<'de>>(mut items: A) -> Result<Option<Self>, A::Error> {
-        let mut pairs = Texts::default();
+        let mut pairs = StringArena::default();
         while let Some(Loose(tag)) = items.next_element::<Loose<Tag<'de>>>()? {
             let tag = tag.unwrap_or_default();
             let Some(key) = tag.key.usable() else { continue };

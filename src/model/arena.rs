@@ -1,22 +1,22 @@
-//! Many short texts as one long one, and where each ends: a million strings are two allocations.
+//! Stores many short strings in one: a million strings take two allocations.
 //!
-//! Invariant: an index that was given out stays that of its text. It must not know what the texts mean.
+//! Invariant: an index stays that of its string.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use super::Overflow;
 
-/// Texts by the order in which they came.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Texts {
+/// Strings in the order in which they were added.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct StringArena {
     text: String,
     ends: Vec<u32>,
 }
 
-impl Texts {
-    /// Room for as many as in `like`, which is about what will come.
-    pub(crate) fn with_room(like: &Self) -> Self {
+impl StringArena {
+    /// An empty arena with room for what is in `like`.
+    pub(crate) fn with_capacity_of(like: &Self) -> Self {
         Self { text: String::with_capacity(like.text.len()), ends: Vec::with_capacity(like.len()) }
     }
 
@@ -32,6 +32,7 @@ impl Texts {
         Ok(index)
     }
 
+    /// The string with that index.
     pub(crate) fn at(&self, index: usize) -> &str {
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         &self.text[start as usize..self.ends[index] as usize]
@@ -45,30 +46,42 @@ impl Texts {
         (0..self.len()).map(|index| self.at(index))
     }
 
-    /// Gives back what was allocated for texts that did not come.
-    pub(crate) fn shrink(&mut self) {
+    /// The arena with the strings that have a replacement replaced; `None` if there are none.
+    pub(crate) fn replaced(&self, replacement: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        if self.iter().all(|text| replacement(text).is_none()) {
+            return None;
+        }
+        let mut replaced = Self::with_capacity_of(self);
+        for text in self.iter() {
+            replaced.push(replacement(text).as_deref().unwrap_or(text)).expect("hardly longer than before");
+        }
+        Some(replaced)
+    }
+
+    /// Frees what was allocated for strings that were not added.
+    pub(crate) fn shrink_to_fit(&mut self) {
         self.text.shrink_to_fit();
         self.ends.shrink_to_fit();
     }
 }
 
-/// Finds the index of a text that is there already.
+/// Adds each different string to an arena only once.
 #[derive(Debug, Default)]
-pub(crate) struct Finder {
+pub(crate) struct Interner {
     by_hash: HashMap<u64, u32>,
     hasher: RandomState,
 }
 
-impl Finder {
-    /// The index of that text, added where it is new.
+impl Interner {
+    /// The index of that string, which is added if it is new.
     ///
     /// # Errors
     /// When there is no room for it.
-    pub(crate) fn intern(&mut self, text: &str, texts: &mut Texts) -> Result<u32, Overflow> {
+    pub(crate) fn intern(&mut self, text: &str, texts: &mut StringArena) -> Result<u32, Overflow> {
         let hash = self.hasher.hash_one(text);
         match self.by_hash.get(&hash) {
             Some(&index) if texts.at(index as usize) == text => Ok(index),
-            // Two texts of one hash: the second is only kept more than once.
+            // Two strings with the same hash: the second is stored each time.
             Some(_) => texts.push(text),
             None => {
                 let index = texts.push(text)?;
