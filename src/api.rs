@@ -197,7 +197,7 @@ impl Session<'_> {
     }
 
     async fn call<P: Listing>(&self, action: Action, part: Part, query: &Query<'_>) -> Result<P, ApiError> {
-        let request = self.failures.begin();
+        let request = self.failures.begin(action, part);
         let result = self.try_repeatedly(action, part, query, request).await;
         self.failures.end(request);
         result

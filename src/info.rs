@@ -211,7 +211,11 @@ impl Reading<'_> {
         }
         let infos = self.findings.into_infos();
         let found = (infos.len() + self.others.distinct().len() + totals.unusable) as u64;
-        if total.saturating_sub(found) > MOST_MISSED.max(total / MISSED_SHARE) {
+        let missing = total.saturating_sub(found);
+        if missing > 0 {
+            tracing::warn!(missing, "DescribeInstances counts more instances than its pages have");
+        }
+        if missing > MOST_MISSED.max(total / MISSED_SHARE) {
             let detail = format!(
                 "the pages of DescribeInstances have {found} different instances, though the API counts {total}: the \
                  previous metadata stays"

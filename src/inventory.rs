@@ -6,6 +6,9 @@
 //! look-up finds what both walks miss: then the pages are wrong. The API has no filter for shards, so each shard reads every page and applies
 //! this rule to its own instances; totals are compared over all instances.
 
+use std::collections::VecDeque;
+
+use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Kind, Page};
 use crate::model::{Inventory, Overflow, Sightings, Statuses};
 use crate::paging::{Budget, LookedUp, Open, Source, Totals, batch_size, look_up, overflow, walk};
@@ -15,17 +18,20 @@ use crate::shard::{Others, Shard};
 const MAX_LOOKUPS: usize = 20;
 
 /// Instances that may be hidden from two walks of a list that changes, or one in so many where that is more.
-const MOST_HIDDEN: u64 = 10;
-const HIDDEN_SHARE: u64 = 100;
+const MOST_HIDDEN: usize = 10;
+const HIDDEN_SHARE: usize = 100;
 /// The number of polls in a row in which instances may be hidden. A list that merely changes shows them soon.
 const MOST_SHORT_POLLS: u32 = 2;
+
+/// Statuses of instances that are being released: a list may leave them out while look-ups still return them.
+const RELEASED: [&str; 3] = ["RECYCLE", "RECYCLING", "RELEASING"];
 
 /// What earlier polls found.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct History<'a> {
     /// The inventory of the last successful poll, unless it is too old to be served.
     pub inventory: Option<&'a Inventory>,
-    /// How many polls in a row found fewer instances than the API counts.
+    /// How many polls in a row were short.
     pub short_polls: u32,
 }
 
@@ -42,27 +48,49 @@ pub struct Collection {
     pub unusable: usize,
     /// Instances that the API counts but that were not found.
     pub missing: u64,
+    /// Whether the pages had too few instances, which a list that changes explains for a while.
+    pub is_short: bool,
     /// Whether a second walk had to decide what is gone.
     pub fell_back: bool,
 }
 
-/// Looks up `ids` and nothing else; those that do not exist are left out.
+/// Looks up `ids` and nothing else; those that do not exist are left out. An instance of the previous poll is gone only
+/// when a second look-up does not return it either.
 ///
 /// # Errors
 /// When a part of the answer could not be had.
 pub async fn collect_named(
     source: &impl Source<Page>,
     ids: &[&str],
+    history: History<'_>,
     statuses: &mut Statuses,
 ) -> Result<Collection, ApiError> {
-    let Found { reading, unanswered, open } = read_ids(source, ids, &Budget::unlimited(), statuses).await?;
-    if let Some(Open::Unanswered(error)) = open {
+    let found = read_named(source, ids, statuses).await?;
+    let nothing = Inventory::default();
+    let gone = history.inventory.unwrap_or(&nothing).ids_not_in(&found.reading.inventory);
+    let again = read_named(source, &gone, statuses).await?;
+    let reading = found.reading.merge(&again.reading)?;
+    let missing = found.unanswered.len() as u64;
+    let (inventory, pages) = (reading.inventory, reading.totals.answers);
+    // An entry without a usable ID leaves the requested one unanswered, and is counted as that.
+    Ok(Collection { inventory, pages, corrections: 0, unusable: 0, missing, is_short: false, fell_back: false })
+}
+
+/// Looks up every one of `ids`. The API may refuse a few: deleted ones, for example.
+async fn read_named(source: &impl Source<Page>, ids: &[&str], statuses: &mut Statuses) -> Result<Found, ApiError> {
+    let mut found = read_ids(source, ids, &Budget::unlimited(), statuses).await?;
+    if let Some(Open::Unanswered(error)) = found.open {
         return Err(error);
     }
-    let Reading { inventory, totals, .. } = reading;
-    let (pages, missing) = (totals.answers, unanswered as u64);
-    // An entry without a usable ID leaves the requested one unanswered, and is counted as that.
-    Ok(Collection { inventory, pages, corrections: 0, unusable: 0, missing, fell_back: false })
+    if is_too_many(found.unanswered.len(), ids.len()) {
+        return Err(found.unanswered.swap_remove(0));
+    }
+    Ok(found)
+}
+
+/// Whether so many of `total` instances may not be hidden by a list that changes.
+fn is_too_many(hidden: usize, total: usize) -> bool {
+    hidden > MOST_HIDDEN.max(total / HIDDEN_SHARE)
 }
 
 /// Reads the whole account.
@@ -79,36 +107,38 @@ pub async fn collect_all(
     let known = history.inventory.unwrap_or(&nothing);
     let missed = known.ids_not_in(&walked.inventory).len();
     let shows_change = history.inventory.is_none() && walked.shows_change;
-    let (mut reading, fell_back) = find_missing(source, walked, known, statuses).await?;
-    if !fell_back && (shows_change || reading.missing() > 0) {
+    let (mut reading, hidden, fell_back) = find_missing(source, walked, known, statuses).await?;
+    if !fell_back && (shows_change || reading.unexplained() > 0) {
         reading = reading.merge(&read_pages(source, statuses).await?)?;
     }
-    reading.check(history.short_polls)?;
+    let is_short = reading.check(hidden, history.short_polls)?;
     let corrections = missed - known.ids_not_in(&reading.inventory).len();
-    Ok(reading.into_collection(corrections, fell_back))
+    Ok(reading.into_collection(corrections, is_short, fell_back))
 }
 
 /// Looks up the instances of `known` that the walk missed. If that does not settle which of them exist, a second walk
-/// does: what both walks miss, and no look-up found, is gone. Returns also whether a second walk was needed.
+/// does: what both walks miss, and no look-up found, is gone. Returns also how many instances only look-ups found, and
+/// whether a second walk was needed.
 async fn find_missing(
     source: &impl Source<Page>,
     walked: Reading,
     known: &Inventory,
     statuses: &mut Statuses,
-) -> Result<(Reading, bool), ApiError> {
+) -> Result<(Reading, usize, bool), ApiError> {
     let missing = known.ids_not_in(&walked.inventory);
     let Found { reading: mut found, mut open, .. } = look_up_missing(source, &missing, statuses).await?;
     match &open {
-        None => return Ok((walked.merge(&found)?, false)),
+        None => {
+            let hidden = found.hidden_from(&walked, statuses);
+            return Ok((walked.merge(&found)?, hidden, false));
+        }
         Some(Open::OverBudget) => {
-            tracing::warn!(
-                missing = missing.len(),
-                "too many instances to look up are missing: reading all pages again"
-            );
+            let missing = missing.len();
+            tracing::warn!(missing, "too many instances to look up are missing: reading all pages again");
         }
         Some(Open::Unanswered(error)) => {
             let missing = missing.len();
-            tracing::warn!(missing, error = %error, "look-ups by ID show no more than the pages: reading all pages again");
+            tracing::warn!(missing, error = %error, "look-ups by ID do not show which instances exist: reading all pages again");
         }
     }
     let walked = walked.merge(&read_pages(source, statuses).await?)?;
@@ -119,15 +149,21 @@ async fn find_missing(
         open = later.open;
     }
     if open.is_some() {
-        check_hidden(&found, &walked, missing.len())?;
+        check_hidden(&found, &walked, missing.len(), statuses)?;
     }
     if matches!(open, Some(Open::OverBudget)) {
         open = sample_missing(source, &missing, &walked, statuses).await?;
     }
+    let hidden = found.hidden_from(&walked, statuses);
     match open {
-        Some(Open::Unanswered(error)) if error.kind.may_pass() && missing.len() > known.len() / 2 => Err(error),
-        _ => Ok((walked.merge(&found)?, true)),
+        Some(Open::Unanswered(error)) if is_too_much_to_lose(&error, missing.len(), known.len()) => Err(error),
+        _ => Ok((walked.merge(&found)?, hidden, true)),
     }
+}
+
+/// Whether so many of the known instances must not go only because look-ups are refused.
+fn is_too_much_to_lose(refusal: &ApiError, missing: usize, known: usize) -> bool {
+    missing > known / 2 && (refusal.kind.may_pass() || missing > MOST_HIDDEN)
 }
 
 /// Looks up `missing`, unless they are too many.
@@ -138,7 +174,7 @@ async fn look_up_missing(
 ) -> Result<Found, ApiError> {
     if missing.len().div_ceil(batch_size(source)) > MAX_LOOKUPS {
         let reading = Tally::of(source.shard()).into_reading(Totals::default());
-        return Ok(Found { reading, unanswered: 0, open: Some(Open::OverBudget) });
+        return Ok(Found { reading, unanswered: Vec::new(), open: Some(Open::OverBudget) });
     }
     read_ids(source, missing, &Budget::of(MAX_LOOKUPS), statuses).await
 }
@@ -154,33 +190,39 @@ async fn sample_missing(
     walked: &Reading,
     statuses: &mut Statuses,
 ) -> Result<Option<Open>, ApiError> {
-    let sample = fastrand::choose_multiple(missing.iter().copied(), batch_size(source));
-    // "One of these does not exist" says nothing about the others, so some are looked up one by one.
-    let singly = fastrand::choose_multiple(missing.iter(), MAX_LOOKUPS - 1).into_iter().map(std::slice::from_ref);
-    for ids in std::iter::once(&*sample).chain(singly) {
+    let sample = fastrand::choose_multiple(missing.iter().copied(), MAX_IDS);
+    let mut requests = MAX_LOOKUPS;
+    let mut batches: VecDeque<_> = sample.chunks(batch_size(source)).collect();
+    while let (Some(ids), Some(left)) = (batches.pop_front(), requests.checked_sub(1)) {
+        requests = left;
         let Found { reading, open, .. } = read_ids(source, ids, &Budget::of(1), statuses).await?;
-        check_hidden(&reading, walked, missing.len())?;
+        check_hidden(&reading, walked, missing.len(), statuses)?;
         match open {
-            None if ids.len() == sample.len() => break,
+            None => {}
+            // "One of these does not exist" says nothing about the others, so some are looked up one by one.
+            Some(Open::OverBudget) => batches = sample.chunks(1).collect(),
             Some(Open::Unanswered(error)) => {
-                tracing::warn!(missing = missing.len(), error = %error, "the look-up of a sample shows no more than the pages");
+                let missing = missing.len();
+                tracing::warn!(missing, error = %error, "look-ups of a sample do not show which instances exist");
                 return Ok(Some(Open::Unanswered(error)));
             }
-            _ => {}
         }
     }
-    tracing::warn!(missing = missing.len(), "two walks and the look-up of a sample find none of these instances");
+    tracing::warn!(
+        gone = missing.len(),
+        "two readings of all pages miss these instances, and look-ups of a sample find none"
+    );
     Ok(None)
 }
 
 /// An instance that look-ups find and two walks miss shows that the pages are wrong, and that others may be hidden, too.
-fn check_hidden(found: &Reading, walked: &Reading, missing: usize) -> Result<(), ApiError> {
-    if found.inventory.ids_not_in(&walked.inventory).is_empty() {
+fn check_hidden(found: &Reading, walked: &Reading, missing: usize, statuses: &Statuses) -> Result<(), ApiError> {
+    if found.hidden_from(walked, statuses) == 0 {
         return Ok(());
     }
     let detail = format!(
-        "two walks miss instances of the previous poll ({missing}), of which look-ups by ID still find some: nothing is \
-         published, since the pages are wrong"
+        "two readings of all pages miss instances of the previous poll ({missing}), of which look-ups by ID still find \
+         some: nothing is published, since the pages are wrong"
     );
     Err(ApiError::new(Kind::Inconsistent, detail).with_missing(missing as u64))
 }
@@ -205,8 +247,9 @@ impl Reading {
         Ok(Self { inventory, others, totals: Totals { answers, range, ..self.totals }, ..self })
     }
 
+    /// Different instances that were found, of this shard and of others.
     fn found(&self) -> u64 {
-        (self.inventory.len() + self.others.len() + self.totals.unusable) as u64
+        (self.inventory.len() + self.others.len()) as u64
     }
 
     /// How many instances a page counts beyond those that were found.
@@ -214,32 +257,49 @@ impl Reading {
         self.totals.range.map_or(0, |(_, most)| most.saturating_sub(self.found()))
     }
 
-    /// A list that changes can hide a few instances that no poll has seen yet. If it hides many, or hides some for long,
-    /// paging itself does not work, and what was found must not pass for the whole account.
-    fn check(&self, short_polls: u32) -> Result<(), ApiError> {
-        let (found, missing) = (self.found(), self.missing());
-        if missing == 0 {
-            return Ok(());
-        }
-        let total = found + missing;
-        let is_too_many = missing > MOST_HIDDEN.max(total / HIDDEN_SHARE);
-        if !is_too_many && short_polls < MOST_SHORT_POLLS {
-            tracing::warn!(found, total, "the pages have fewer different instances than the API counts");
-            return Ok(());
-        }
-        let since =
-            if is_too_many { String::new() } else { format!(", for more than {MOST_SHORT_POLLS} polls in a row") };
-        let detail = format!(
-            "the pages have {found} different instances, though the API counts {total}{since}: nothing is published, \
-             since instances would be missing"
-        );
-        Err(ApiError::new(Kind::Inconsistent, detail).with_missing(missing))
+    /// How many of them are not even entries without a usable ID.
+    fn unexplained(&self) -> u64 {
+        self.missing().saturating_sub(self.totals.unusable as u64)
     }
 
-    fn into_collection(self, corrections: usize, fell_back: bool) -> Collection {
+    /// How many of its instances are not in `walked`, though they should be.
+    fn hidden_from(&self, walked: &Self, statuses: &Statuses) -> usize {
+        let hidden = self.inventory.ids_not_in(&walked.inventory);
+        let instances = self.inventory.iter().filter(|instance| hidden.binary_search(&instance.id).is_ok());
+        instances.filter(|instance| !RELEASED.contains(&statuses.name(instance.status))).count()
+    }
+
+    /// A list that changes can hide a few instances. If it hides many that no look-up finds, or hides some for long,
+    /// paging itself does not work, and what was found must not pass for the whole account. Returns whether some are
+    /// hidden; `hidden` are those that only look-ups found.
+    fn check(&self, hidden: usize, short_polls: u32) -> Result<bool, ApiError> {
+        let missing = self.unexplained();
+        let (found, total) = (self.found(), self.found() + missing);
+        let [missing_count, total_count] = [missing, total].map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+        let is_unexplained = is_too_many(missing_count, total_count);
+        let hides_many = is_too_many(hidden, total_count);
+        if !is_unexplained && missing == 0 && !hides_many {
+            return Ok(false);
+        }
+        if !is_unexplained && short_polls < MOST_SHORT_POLLS {
+            tracing::warn!(found, total, hidden, "the pages have fewer different instances than exist");
+            return Ok(true);
+        }
+        let since =
+            if is_unexplained { String::new() } else { format!(", for more than {MOST_SHORT_POLLS} polls in a row") };
+        let what = if missing > 0 {
+            format!("the pages have {found} different instances, though the API counts {total}")
+        } else {
+            format!("look-ups by ID find {hidden} instances that the pages leave out")
+        };
+        let detail = format!("{what}{since}: nothing is published, since instances would be missing");
+        Err(ApiError::new(Kind::Inconsistent, detail).with_missing(missing.max(hidden as u64)))
+    }
+
+    fn into_collection(self, corrections: usize, is_short: bool, fell_back: bool) -> Collection {
         let missing = self.missing();
         let Totals { answers, unusable, .. } = self.totals;
-        Collection { inventory: self.inventory, pages: answers, corrections, unusable, missing, fell_back }
+        Collection { inventory: self.inventory, pages: answers, corrections, unusable, missing, is_short, fell_back }
     }
 }
 
@@ -255,7 +315,7 @@ async fn read_pages(source: &impl Source<Page>, statuses: &mut Statuses) -> Resu
 /// What look-ups by ID found, and what they left open (see [`LookedUp`]).
 struct Found {
     reading: Reading,
-    unanswered: usize,
+    unanswered: Vec<ApiError>,
     open: Option<Open>,
 }
 
@@ -300,7 +360,7 @@ impl Tally {
         let sighted = (sightings.len() + others.len() + totals.unusable) as u64;
         let (inventory, others) = (sightings.into_inventory(), others.distinct());
         let mut reading = Reading { inventory, others, totals, shows_change: false };
-        let found = reading.found();
+        let found = reading.found() + totals.unusable as u64;
         reading.shows_change =
             totals.range.is_some_and(|(least, most)| (least, most) != (found, found)) || found < sighted;
         reading

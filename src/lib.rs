@@ -385,7 +385,8 @@ async fn find_known(round: &Round<'_>, config: &Config) -> Result<Known, ApiErro
         Some(ids) => {
             let ids: Vec<_> = ids.iter().map(String::as_str).collect();
             let mut statuses = Statuses::documented(config.api.service);
-            let collected = inventory::collect_named(&session, &ids, &mut statuses).await?;
+            let nothing_known = inventory::History::default();
+            let collected = inventory::collect_named(&session, &ids, nothing_known, &mut statuses).await?;
             let found: BTreeSet<_> = collected.inventory.iter().map(|instance| instance.id).collect();
             let missing: Vec<_> = ids.iter().filter(|id| !found.contains(*id)).map(|&id| id.to_owned()).collect();
             Known::Named { found: ids.len() - missing.len(), missing }

@@ -110,6 +110,9 @@ impl Status {
 /// notice, and whatever the API sends, the series must not grow without bound.
 const MAX_UNDOCUMENTED: usize = 32;
 
+/// The name of all statuses that are not told apart.
+pub const OTHER_STATUS: &str = "other";
+
 /// The statuses that instances can be in: the documented ones, then any other in the order it was first seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Statuses {
@@ -124,14 +127,19 @@ impl Statuses {
         Self { documented: names.len(), names }
     }
 
-    /// The status of that name, added where it is new; `None` when there is no room for another.
-    pub fn intern(&mut self, name: &str) -> Option<Status> {
+    /// The status of that name, which is added if it is new. All that there is no room for are `other`.
+    pub fn intern(&mut self, name: &str) -> Status {
+        const LAST: usize = u8::MAX as usize;
         if let Some(known) = self.find(name) {
-            return Some(known);
+            return known;
         }
-        let new = Status(u8::try_from(self.names.len()).ok()?);
-        self.names.push(name.into());
-        Some(new)
+        match u8::try_from(self.names.len()) {
+            Ok(new) => {
+                self.names.push(if self.names.len() == LAST { OTHER_STATUS } else { name }.into());
+                Status(new)
+            }
+            Err(_) => Status(u8::MAX),
+        }
     }
 
     /// The status of that name, where there is one.
@@ -178,9 +186,6 @@ pub enum Overflow {
     /// More than [`MAX_INSTANCES`].
     #[error("more than {MAX_INSTANCES} instances")]
     Instances,
-    /// More names than a [`Status`] can tell apart.
-    #[error("more than 256 different statuses")]
-    Statuses,
     /// More than 4 GiB of instance metadata.
     #[error("more than 4 GiB of names")]
     Text,
@@ -246,7 +251,7 @@ impl Sightings {
     /// # Errors
     /// When there is no room for another instance or another status.
     pub fn push(&mut self, id: &str, status: &str, statuses: &mut Statuses) -> Result<(), Overflow> {
-        let status = statuses.intern(status).ok_or(Overflow::Statuses)?;
+        let status = statuses.intern(status);
         self.rows.push(Instance { id, status })
     }
 
@@ -481,7 +486,7 @@ mod tests {
         for poll in 0..4 {
             let mut statuses = remembered.clone();
             for n in 0..15 {
-                statuses.intern(&format!("S{}", 10 * poll + n)).unwrap();
+                statuses.intern(&format!("S{}", 10 * poll + n));
             }
             remembered.remember(&statuses);
         }
@@ -494,10 +499,14 @@ mod tests {
     fn known_statuses_still_fit_when_the_table_is_full() {
         let mut statuses = Statuses::documented(Service::Vm);
         let mut sightings = Sightings::default();
-        for n in 13..256 {
-            sightings.push("a", &format!("S{n}"), &mut statuses).unwrap();
+        for n in 13..300 {
+            sightings.push(&format!("i-{n:03}"), &format!("S{n}"), &mut statuses).unwrap();
         }
-        assert_eq!(sightings.push("a", "S256", &mut statuses), Err(Overflow::Statuses));
-        assert_eq!(sightings.push("a", "RUNNING", &mut statuses), Ok(()));
+        sightings.push("i-300", "RUNNING", &mut statuses).unwrap();
+        let inventory = sightings.into_inventory();
+        let mut names = inventory.iter().map(|instance| statuses.name(instance.status));
+        assert_eq!(names.nth(254 - 13), Some("S254"));
+        assert!(names.by_ref().take(300 - 255).all(|name| name == OTHER_STATUS));
+        assert_eq!((names.next(), names.next(), statuses.names().len()), (Some("RUNNING"), None, 256));
     }
 }

@@ -106,6 +106,9 @@ pub(crate) async fn walk<P: Listing>(
     }
 }
 
+/// Single IDs that the API may refuse before it is clear that it refuses all.
+const MOST_REFUSALS: usize = 10;
+
 /// The number of the page that ends the list: the one after the last full page.
 fn last_page<P: Listing>(page: &P, page_size: usize) -> u64 {
     let total = page.head().total_count;
@@ -121,7 +124,10 @@ async fn page_or_end<P: Listing>(source: &impl Source<P>, number: u64, total: u6
     let is_past_the_end = number > 1 && (number - 1).saturating_mul(source.page_size() as u64) >= total;
     match fitting_page(source, number).await {
         // An empty page is documented nowhere, so a refusal says the same.
-        Err(error) if is_past_the_end && matches!(error.kind, Kind::Client | Kind::NotFound) => Ok(None),
+        Err(error) if is_past_the_end && matches!(error.kind, Kind::Client | Kind::Forbidden | Kind::NotFound) => {
+            tracing::debug!(page = number, error = %error, "the page after the last full one is refused: the list ends there");
+            Ok(None)
+        }
         page => page.map(Some),
     }
 }
@@ -145,7 +151,7 @@ fn misfit<P: Listing>(page: &P, number: u64, page_size: usize) -> Option<ApiErro
     let is_whole = number == 1 && listed as u64 == *total_count;
     let expected = left.min(page_size as u64);
     let (detail, missing) = if listed > 0 && listed == *unusable {
-        (none_usable(listed), listed as u64)
+        (none_usable(listed), left)
     } else if is_whole || listed as u64 == expected {
         return None;
     } else if (listed as u64) < expected {
@@ -156,7 +162,7 @@ fn misfit<P: Listing>(page: &P, number: u64, page_size: usize) -> Option<ApiErro
         };
         (
             format!("{listed} of {expected} entries expected with totalCount {total_count}: {advice}"),
-            expected - listed as u64,
+            left - listed as u64,
         )
     } else {
         let advice = "nothing is published, since the API miscounts or ignores pageNum or pageSize";
@@ -196,7 +202,7 @@ pub(crate) fn check_total(total: u64, shard: Shard) -> Result<(), ApiError> {
 pub(crate) fn overflow(overflow: Overflow) -> ApiError {
     let meaning = match overflow {
         Overflow::Instances => "which is more than one exporter takes: spread them with --shard and --total-shards",
-        Overflow::Statuses | Overflow::Text => "which no account has",
+        Overflow::Text => "which no account has",
     };
     ApiError::new(Kind::Inconsistent, format!("the API lists {overflow}, {meaning}")).caused_by(overflow)
 }
@@ -228,19 +234,19 @@ impl Budget {
         self.limit.is_some_and(|limit| self.spent.load(Ordering::Relaxed) > limit)
     }
 
-    /// Whether to find out which ID of a look-up is the reason for such an answer. Without a limit, nothing but look-ups
-    /// can settle which IDs exist.
+    /// Whether to find out which ID of a look-up is the reason for such an answer. An unclear one is worth that only
+    /// where nothing but look-ups can settle which IDs exist, and their number has no limit.
     fn isolates(&self, answer: Kind) -> bool {
-        answer == Kind::NotFound
-            || self.limit.is_none() && matches!(answer, Kind::Client | Kind::Forbidden | Kind::Inconsistent)
+        matches!(answer, Kind::NotFound | Kind::Client | Kind::Forbidden)
+            || self.limit.is_none() && answer == Kind::Inconsistent
     }
 }
 
 /// How look-ups by ID ended.
 pub(crate) struct LookedUp {
     pub(crate) totals: Totals,
-    /// IDs for which the API gives no answer, though it does for others.
-    pub(crate) unanswered: usize,
+    /// For each ID that the API does not answer for, though it does for others, the reason.
+    pub(crate) unanswered: Vec<ApiError>,
     /// Why not every other ID was accounted for; `None` where each was.
     pub(crate) open: Option<Open>,
 }
@@ -276,7 +282,7 @@ pub(crate) async fn look_up<P: Listing>(
         requests.push(look_up_batch(source, batch, budget));
     }
     let mut batches = stream::iter(requests).buffer_unordered(width);
-    let (mut totals, mut answered, mut isolated, mut dropped) = (Totals::default(), false, Vec::new(), 0);
+    let (mut totals, mut answered, mut unanswered, mut dropped) = (Totals::default(), false, Vec::new(), 0);
     let mut open = None;
     while let Some(batch) = batches.next().await {
         let batch = batch?;
@@ -286,7 +292,7 @@ pub(crate) async fn look_up<P: Listing>(
             take(page, batch.ids)?;
         }
         answered |= batch.answered;
-        isolated.extend(batch.isolated);
+        unanswered.extend(batch.unanswered);
         let Some(error) = batch.open else { continue };
         // What may pass was tried several times, and each other batch would take as long.
         let is_last = error.kind.may_pass();
@@ -298,12 +304,11 @@ pub(crate) async fn look_up<P: Listing>(
     if dropped > 0 {
         tracing::warn!(action = %P::ACTION, dropped, "look-ups by ID returned entries that were not requested");
     }
-    let unanswered = isolated.len();
-    if let Some(error) = isolated.pop() {
+    if open.is_none() && (!answered || budget.limit.is_some()) {
+        open = unanswered.pop().map(Open::Unanswered);
+    } else if let Some(error) = unanswered.last() {
+        let unanswered = unanswered.len();
         tracing::warn!(action = %P::ACTION, unanswered, error = %error, "the API does not answer for some IDs");
-        if !answered {
-            open = Some(Open::Unanswered(error));
-        }
     }
     let open = open.or_else(|| budget.is_overdrawn().then_some(Open::OverBudget));
     Ok(LookedUp { totals, unanswered, open })
@@ -316,20 +321,18 @@ struct Batch<'a, P> {
     /// Whether the API said of any ID that it exists or does not.
     answered: bool,
     /// Why there is no answer for single IDs.
-    isolated: Vec<ApiError>,
+    unanswered: Vec<ApiError>,
     /// Why the rest of the batch was given up.
     open: Option<ApiError>,
 }
 
-/// One batch. Where an answer has only a part of it, the rest is requested again; where the API answers that one of its
-/// IDs does not exist, each half is.
+/// One batch. Where an answer has only a part of it, the rest is requested again; where the API refuses it, each half is.
 async fn look_up_batch<'a, P: Listing>(
     source: &impl Source<P>,
     ids: &'a [&'a str],
     budget: &Budget,
 ) -> Result<Batch<'a, P>, ApiError> {
-    let mut batch = Batch { ids, pages: Vec::new(), answered: false, isolated: Vec::new(), open: None };
-    // The larger halves first: they find most where the budget does not suffice for all.
+    let mut batch = Batch { ids, pages: Vec::new(), answered: false, unanswered: Vec::new(), open: None };
     let mut pending = VecDeque::from([ids.to_vec()]);
     while let Some(part) = pending.pop_front() {
         if !budget.spend() {
@@ -349,22 +352,36 @@ async fn look_up_batch<'a, P: Listing>(
             Err(error) if error.kind.is_answer() => Some(error),
             Err(error) => return Err(error),
         };
-        batch.answered |= error.as_ref().is_none_or(|error| error.kind == Kind::NotFound);
-        match error {
-            None => {}
-            Some(error) if !budget.isolates(error.kind) => {
-                batch.open = Some(error);
-                break;
+        let Some(error) = error else {
+            batch.answered = true;
+            continue;
+        };
+        let is_gone = means_gone(&error);
+        batch.answered |= is_gone;
+        if !budget.isolates(error.kind) || !batch.answered && batch.unanswered.len() >= MOST_REFUSALS {
+            batch.open = Some(error);
+            break;
+        }
+        let (left, right) = part.split_at(part.len() / 2);
+        match part.len() {
+            1 if is_gone => {}
+            1 => batch.unanswered.push(error),
+            // The larger halves first: they find most where the budget does not suffice for all.
+            _ if is_gone => pending.extend([left.to_vec(), right.to_vec()]),
+            // The smaller ones first: they show soonest that every ID is refused.
+            _ => {
+                pending.push_front(right.to_vec());
+                pending.push_front(left.to_vec());
             }
-            Some(_) if part.len() > 1 => {
-                let (left, right) = part.split_at(part.len() / 2);
-                pending.extend([left.to_vec(), right.to_vec()]);
-            }
-            Some(error) if error.kind == Kind::NotFound => {}
-            Some(error) => batch.isolated.push(error),
         }
     }
     Ok(batch)
+}
+
+/// Whether a refusal means that a requested ID does not exist. A request names a resource group and a key, too.
+fn means_gone(error: &ApiError) -> bool {
+    let names = |other: &str| error.code.as_deref().is_some_and(|code| code.to_ascii_uppercase().contains(other));
+    error.kind == Kind::NotFound && !names("RESOURCE_GROUP") && !names("KEY")
 }
 
 fn unrequested<P: Listing>(page: &P, requested: &[&str]) -> usize {
@@ -386,10 +403,10 @@ fn check_requested<P: Listing>(source: &impl Source<P>, page: &P, requested: &[&
     Err(inconsistent::<P>(Part::Ids(requested.len()), detail, page.head().request_id.as_deref(), 0))
 }
 
-/// The requested IDs that an answer leaves out without saying, by its `totalCount`, that they do not exist.
+/// The requested IDs that remain to be requested again. None do if an answer has no entry, and its `totalCount` says so,
+/// too. An answer that has some of them may be cut short, whatever it counts.
 fn left_open<'a, P: Listing>(page: &P, requested: &[&'a str]) -> Vec<&'a str> {
-    let Head { total_count, unusable, .. } = page.head();
-    if *total_count <= page.listed() as u64 && *unusable == 0 {
+    if page.head().total_count == 0 && page.listed() == 0 {
         return Vec::new();
     }
     let found: Vec<_> = page.ids().collect();

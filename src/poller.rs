@@ -13,17 +13,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub(crate) use self::names::Names;
-use crate::api::{ApiError, Client, Kind, Part};
+use crate::api::{ApiError, Client, Part};
 use crate::clock::{Clock, Moment};
 use crate::config::Poll;
 use crate::exposition;
 use crate::inventory::{self, Collection, History};
-use crate::model::{Changes, Infos, Inventory, StatusSeries, Statuses};
+use crate::model::{Changes, Infos, Inventory, OTHER_STATUS, StatusSeries, Statuses};
 use crate::snapshot::{Count, Published, Rendered, Report, Snapshot};
 use crate::telemetry::Telemetry;
-
-/// The label value of all statuses that are neither documented nor remembered.
-const OTHER_STATUS: &str = "other";
 
 /// Keeps one account's snapshot up to date.
 pub(crate) struct Poller {
@@ -36,7 +33,7 @@ pub(crate) struct Poller {
     rendered: Option<Arc<Rendered>>,
     /// When that poll ended.
     taken_at: Moment,
-    /// The number of polls in a row that found fewer instances than the API counts.
+    /// The number of polls in a row whose pages had too few instances.
     short_polls: u32,
     /// Whether to poll as a new process would: look-ups of what was known do not work.
     forgets: bool,
@@ -164,8 +161,7 @@ impl Poller {
     /// If look-ups of known instances fail for so long that nothing is served any more, these are no longer looked up.
     /// Otherwise nothing that one poll found could keep all later ones from succeeding.
     fn is_stuck(&self, error: &ApiError) -> bool {
-        let is_about_ids = matches!(error.request, Some((_, Part::Ids(_)))) || error.kind == Kind::Deadline;
-        is_about_ids && !self.is_fresh()
+        matches!(error.request, Some((_, Part::Ids(_)))) && !self.is_fresh()
     }
 
     async fn collect(&self, statuses: &mut Statuses) -> Result<Collection, ApiError> {
@@ -177,13 +173,13 @@ impl Poller {
                 return inventory::collect_all(&session, self.history(), statuses).await;
             };
             let named: Vec<_> = named.iter().map(String::as_str).collect();
-            inventory::collect_named(&session, &named, statuses).await
+            inventory::collect_named(&session, &named, self.history(), statuses).await
         };
         round.finish(collected).await
     }
 
     fn publish(&mut self, collection: Collection, statuses: Statuses, ended: Moment, took: Duration) {
-        let Collection { inventory, pages, corrections, unusable, missing, fell_back } = collection;
+        let Collection { inventory, pages, corrections, unusable, missing, is_short, fell_back } = collection;
         let (inventory, previous) = (Arc::new(inventory), self.rendered.take());
         let changes = previous
             .as_ref()
@@ -213,9 +209,8 @@ impl Poller {
         };
         let instances = rendered.inventory.len();
         self.taken_at = ended;
-        self.short_polls = if missing == 0 { 0 } else { self.short_polls + 1 };
+        self.short_polls = if is_short { self.short_polls + 1 } else { 0 };
         self.forgets = false;
-        let missing = missing + unusable as u64;
         let snapshot = self.snapshot(&rendered);
         self.rendered = Some(rendered);
         self.published.update(|state| {
@@ -246,7 +241,7 @@ impl Poller {
     fn report_failure(&mut self, error: &ApiError, ended: Moment, took: Duration) {
         self.forgets |= self.is_stuck(error);
         self.published.update(|state| {
-            if error.kind == Kind::Inconsistent {
+            if error.missing > 0 {
                 self.telemetry.missing(error.missing.into());
             }
             self.telemetry.poll_ended(Err(error.kind), took, ended.wall);
@@ -273,7 +268,7 @@ impl Poller {
             tracing::warn!(gone = changes.gone, of = had, left = inventory.len(), "most instances are gone at once");
         }
         if unusable > 0 {
-            tracing::warn!(entries = unusable, "entries without a usable instanceId: their instances have no series");
+            tracing::warn!(entries = unusable, "the API lists entries without a usable instanceId");
         }
         if inventory.is_empty() && before.is_none_or(|before| !before.is_empty()) {
             tracing::warn!("{}", self.client.settings().nothing_found());

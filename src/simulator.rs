@@ -91,6 +91,8 @@ pub struct Knobs {
     pub fault: Option<Fault>,
     /// The one action that it goes wrong with; `None`: with all.
     pub fault_of: Option<Action>,
+    /// It goes wrong only with look-ups by ID.
+    pub fault_by_id: bool,
     /// It goes wrong only on this many connections, the first that were opened; `None`: on all.
     pub fault_on_first: Option<usize>,
 }
@@ -116,6 +118,7 @@ impl Knobs {
             rewrite: None,
             fault: None,
             fault_of: None,
+            fault_by_id: false,
             fault_on_first: None,
         }
     }
@@ -263,12 +266,19 @@ async fn answer(
     tokio::time::sleep(knobs.latency).await;
     let (head, body) = request.into_parts();
     let request_id = format!("T{:016X}", fastrand::u64(..));
+    let mut by_id = false;
     let outcome = match Limited::new(body, MAX_REQUEST).collect().await {
-        Ok(body) => state.describe(&knobs, &head, &body.to_bytes()),
+        Ok(body) => {
+            let body = body.to_bytes();
+            by_id = serde_json::from_slice(&body).is_ok_and(|query: Describe| !query.instance_ids.is_empty());
+            state.describe(&knobs, &head, &body)
+        }
         Err(_) => Err(Rejection(413, "REQUEST_TOO_LARGE", "the request is too large")),
     };
     let hit = |only: Action| text(&head.headers, "x-zc-action") == only.to_string();
-    let is_faulty = knobs.fault_of.is_none_or(hit) && knobs.fault_on_first.is_none_or(|first| connection <= first);
+    let is_faulty = knobs.fault_of.is_none_or(hit)
+        && (by_id || !knobs.fault_by_id)
+        && knobs.fault_on_first.is_none_or(|first| connection <= first);
     let fault = knobs.fault.as_ref().filter(|_| is_faulty);
     let mut response = match (&outcome, fault) {
         // A fault stands for the API and all that is before it: no request gets past.

@@ -103,7 +103,7 @@ impl Telemetry {
             [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0],
         );
         let telemetry = Self {
-            up: flag("zenlayer_up", "Whether the last poll succeeded."),
+            up: flag("zenlayer_up", "Whether the last poll succeeded and its data is not too old."),
             transitions: counters(
                 "zenlayer_instance_status_transitions_total",
                 "Status changes seen between two polls.",
@@ -220,6 +220,11 @@ impl Telemetry {
     /// A second walk had to decide which instances are gone.
     pub(crate) fn fell_back(&self) {
         self.fallbacks.inc();
+    }
+
+    /// There is no data that is young enough to be served.
+    pub(crate) fn went_down(&self) {
+        self.up.set(0);
     }
 
     /// The last poll that counted did not find that many instances which the API counts.

@@ -421,7 +421,9 @@ async fn a_sample_shows_that_empty_pages_are_wrong() {
         assert_eq!((error.kind, error.missing), (Kind::Inconsistent, 2500));
         assert_eq!(account.look_ups.load(Ordering::Relaxed), 1);
         assert!(
-            error.to_string().starts_with("two walks miss instances of the previous poll (2500), of which"),
+            error
+                .to_string()
+                .starts_with("two readings of all pages miss instances of the previous poll (2500), of which"),
             "{error}"
         );
     }
@@ -474,7 +476,9 @@ async fn refused_look_ups_leave_it_to_a_second_walk() {
 
 #[tokio::test]
 async fn a_refusal_that_may_pass_does_not_empty_an_account() {
-    for (kind, left, goes) in [(Kind::Forbidden, 0, true), (Kind::Server, 0, false), (Kind::Server, 15, true)] {
+    for (kind, left, goes) in
+        [(Kind::Forbidden, 0, false), (Kind::Forbidden, 15, true), (Kind::Server, 0, false), (Kind::Server, 15, true)]
+    {
         let mut account = account(30, 10, Vec::new());
         let mut statuses = Statuses::documented(Service::Vm);
         let before = poll(&account, None, &mut statuses).await.inventory;
@@ -717,7 +721,7 @@ impl Memory {
     async fn poll(&mut self, account: &Account) -> Result<BTreeSet<String>, ApiError> {
         let history = History { inventory: self.inventory.as_ref(), short_polls: self.short_polls };
         let collection = collect_all(account, history, &mut self.statuses).await?;
-        self.short_polls = if collection.missing == 0 { 0 } else { self.short_polls + 1 };
+        self.short_polls = if collection.is_short { self.short_polls + 1 } else { 0 };
         Ok(self.inventory.replace(collection.inventory).as_ref().map(names).unwrap_or_default())
     }
 

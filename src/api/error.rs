@@ -193,8 +193,10 @@ pub struct ApiError {
     pub request_id: Option<Box<str>>,
     /// How long the API asks to wait.
     pub retry_after: Option<Duration>,
-    /// Instances that the API counts and that were not found, where that is the failure.
+    /// Instances that the API counts and that were not found, where that is the failure; else 0.
     pub missing: u32,
+    /// Whether a poll or round ran out of time, and this is the last error of its requests: the detail says so.
+    is_overdue: bool,
     detail: Box<str>,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
@@ -211,6 +213,7 @@ impl ApiError {
             request_id: None,
             retry_after: None,
             missing: 0,
+            is_overdue: false,
             detail: detail.into().into_boxed_str(),
             source: None,
         }
@@ -232,8 +235,9 @@ impl ApiError {
 
     /// The error of a whole poll or round that ran out of time, of which this is the last error of a request.
     pub(super) fn kept_from_finishing(mut self, overdue: &str) -> Self {
-        let request = self.request.take().map_or(String::new(), |(action, part)| format!("{action}, {part}: "));
+        let request = self.request.map_or(String::new(), |(action, part)| format!("{action}, {part}: "));
         self.detail = format!("{overdue}; the last error: {request}{}", self.detail).into_boxed_str();
+        self.is_overdue = true;
         self
     }
 
@@ -245,7 +249,7 @@ impl ApiError {
 
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some((action, part)) = self.request {
+        if let (Some((action, part)), false) = (self.request, self.is_overdue) {
             write!(f, "{action}, {part}: ")?;
         }
         f.write_str(&self.detail)?;

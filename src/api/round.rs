@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::{ApiError, Client, Kind, Session};
+use super::{Action, ApiError, Client, Kind, Part, Session};
 
 /// What is asked for within one timeout.
 pub struct Round<'a> {
@@ -44,7 +44,7 @@ impl<'a> Round<'a> {
             let overdue = format!("{} did not finish within {}", self.what, humantime::format_duration(self.limit));
             Err(match self.failures.take_last().or_else(|| self.refusal_that_holds_up()) {
                 Some(error) => error.kept_from_finishing(&overdue),
-                None => ApiError::new(Kind::Deadline, overdue),
+                None => self.failures.deadline(overdue),
             })
         });
         if result.is_err() {
@@ -60,25 +60,35 @@ impl<'a> Round<'a> {
     }
 }
 
-/// The last failure of each request that is still being tried, the most recent at the end.
+/// The requests that have no answer yet, with the last failure of each; the most recent failure is at the end.
 #[derive(Default)]
 pub(super) struct Failures {
     requests: AtomicU64,
     /// Requests that wait until they may start. One that is dropped while it waits stays counted.
     waiting: AtomicU64,
-    last: Mutex<Vec<(u64, ApiError)>>,
+    open: Mutex<Vec<OpenRequest>>,
+}
+
+struct OpenRequest {
+    number: u64,
+    request: (Action, Part),
+    error: Option<ApiError>,
 }
 
 impl Failures {
     /// A number for a request that begins.
-    pub(super) fn begin(&self) -> u64 {
-        self.requests.fetch_add(1, Ordering::Relaxed)
+    pub(super) fn begin(&self, action: Action, part: Part) -> u64 {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        self.open().push(OpenRequest { number, request: (action, part), error: None });
+        number
     }
 
     /// A try of that request failed, and it will be tried again.
-    pub(super) fn note(&self, request: u64, error: ApiError) {
-        self.end(request);
-        self.last().push((request, error));
+    pub(super) fn note(&self, number: u64, error: ApiError) {
+        let mut open = self.open();
+        let Some(place) = open.iter().position(|request| request.number == number) else { return };
+        let request = open.remove(place);
+        open.push(OpenRequest { error: Some(error), ..request });
     }
 
     /// Waits with a request until it may start.
@@ -90,17 +100,26 @@ impl Failures {
     }
 
     /// That request is over, however it ended.
-    pub(super) fn end(&self, request: u64) {
-        self.last().retain(|(other, _)| *other != request);
+    pub(super) fn end(&self, number: u64) {
+        self.open().retain(|request| request.number != number);
     }
 
     fn take_last(&self) -> Option<ApiError> {
-        self.last().pop().map(|(_, error)| error)
+        let mut open = self.open();
+        let place = open.iter().rposition(|request| request.error.is_some())?;
+        open.remove(place).error
     }
 
-    fn last(&self) -> MutexGuard<'_, Vec<(u64, ApiError)>> {
+    /// The error of a round that ran out of time without a failure.
+    fn deadline(&self, overdue: String) -> ApiError {
+        let mut error = ApiError::new(Kind::Deadline, overdue);
+        error.request = self.open().last().map(|unanswered| unanswered.request);
+        error
+    }
+
+    fn open(&self) -> MutexGuard<'_, Vec<OpenRequest>> {
         // Every change is complete before anything could panic.
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -111,7 +130,7 @@ mod tests {
     #[test]
     fn the_last_failure_is_that_of_a_request_that_has_not_succeeded_since() {
         let failures = Failures::default();
-        let [first, second, third] = std::array::from_fn(|_| failures.begin());
+        let [first, second, third] = std::array::from_fn(|n| failures.begin(Action::DescribeInstances, Part::Ids(n)));
         failures.note(first, ApiError::new(Kind::Server, "first"));
         failures.note(second, ApiError::new(Kind::Timeout, "second"));
         failures.note(third, ApiError::new(Kind::Connect, "third"));
@@ -121,5 +140,10 @@ mod tests {
         assert_eq!(taken.next(), Some(Kind::RateLimit));
         assert_eq!(taken.next(), Some(Kind::Timeout));
         assert_eq!(taken.next(), None);
+        let unanswered = failures.begin(Action::DescribeInstances, Part::Page(7));
+        let request = || failures.deadline(String::new()).request;
+        assert_eq!(request(), Some((Action::DescribeInstances, Part::Page(7))));
+        failures.end(unanswered);
+        assert_eq!(request(), None);
     }
 }

@@ -65,8 +65,8 @@ pub(crate) struct Own(Mutex<Option<Arc<Rendering>>>);
 #[derive(Debug)]
 struct Rendering {
     made_at: Instant,
-    /// How many polls and rounds had ended by then.
-    rounds: u64,
+    /// How many polls and rounds had ended by then, and whether their data was fresh.
+    state: (u64, bool),
     text: Body,
     open: Body,
 }
@@ -106,20 +106,20 @@ impl InFormat {
 }
 
 impl Own {
-    pub(super) fn get(&self, telemetry: &Telemetry, rounds: u64, format: Format) -> InFormat {
+    pub(super) fn get(&self, telemetry: &Telemetry, state: (u64, bool), format: Format) -> InFormat {
         // A rendering is put in its place whole, so one that a panic interrupted is still the old one.
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let rendering = match &*last {
             Some(rendering)
-                if rendering.rounds == rounds && now.saturating_duration_since(rendering.made_at) < LIFETIME =>
+                if rendering.state == state && now.saturating_duration_since(rendering.made_at) < LIFETIME =>
             {
                 Arc::clone(rendering)
             }
             _ => {
                 let text = telemetry.render();
                 let open = Body::new(open_metrics(&text));
-                let rendering = Arc::new(Rendering { made_at: now, rounds, text: Body::new(text), open });
+                let rendering = Arc::new(Rendering { made_at: now, state, text: Body::new(text), open });
                 *last = Some(Arc::clone(&rendering));
                 rendering
             }
@@ -205,7 +205,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_rendering_serves_for_a_second_or_until_a_poll_ends() {
         let (own, telemetry) = (Own::default(), Telemetry::default());
-        let text = |polls| own.get(&telemetry, polls, Format::Text).text();
+        let text = |polls| own.get(&telemetry, (polls, true), Format::Text).text();
         let first = text(0);
         telemetry.corrected(1);
         assert_eq!(text(0), first, "it is young");

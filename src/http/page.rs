@@ -105,7 +105,7 @@ fn state(page: &mut String, view: &View<'_>) {
         (Some(Ok(Count { instances, .. })), Some(_)) => {
             ("good", format!("{}, polled {age} ago.", counted(*instances, "instance")), None)
         }
-        (Some(Ok(_)), None) => ("bad", format!("{too_old} The poll loop has stopped."), None),
+        (Some(Ok(_)), None) => ("bad", format!("{too_old} No poll has ended since."), None),
         (Some(Err(error)), Some(_)) => {
             ("warn", format!("The last poll failed. The data below is {age} old."), Some(error))
         }

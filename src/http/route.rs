@@ -154,8 +154,15 @@ impl Site {
     async fn metrics(&self, headers: &HeaderMap) -> Response<Body> {
         let format = Format::preferred(headers);
         let now = self.clock.now();
-        let (snapshot, own) =
-            self.published.read(|state| (state.fresh(now), self.own.get(&self.telemetry, state.rounds, format)));
+        let (snapshot, own) = self.published.read(|state| {
+            let snapshot = state.fresh(now);
+            if snapshot.is_none() {
+                // A poll in progress, or a machine that slept, has not changed what the last poll set.
+                self.telemetry.went_down();
+            }
+            let own = self.own.get(&self.telemetry, (state.rounds, snapshot.is_some()), format);
+            (snapshot, own)
+        });
         let mut response = if accepts_gzip(headers) {
             let mut parts = Vec::new();
             for text in snapshot.iter().flat_map(|snapshot| snapshot.texts()) {
