@@ -681,7 +681,7 @@ def exporter():
         [
             timeseries(
                 "Polls by outcome",
-                "Polls per minute: success, or the kind of error. The README says what to do about each.",
+                "Polls per minute: success, or the kind of error. docs/troubleshooting.md has the cause and the fix of each.",
                 [target(rate_by("outcome", "zenlayer_exporter_polls_total", per_minute=True), "{{outcome}}")],
                 "opm",
                 stack=True,

@@ -1,6 +1,6 @@
 //! The exporter's own metrics, in a registry of their own.
 //!
-//! Invariant: every name here is in the README, and a test holds the two together. It must not know how an
+//! Invariant: every name here is in docs/metrics.md, and a test compares the two. It must not know how an
 //! instance is rendered, nor how metrics are served.
 
 use std::collections::BTreeSet;

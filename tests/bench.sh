@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the exporter against its goals, two baselines and nginx, in one run on this machine, and prints the tables of
-# the README's section on cost. It takes about eight minutes; leave the machine alone meanwhile.
+# docs/performance.md. It takes about eight minutes; leave the machine alone meanwhile.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tests/lib.sh

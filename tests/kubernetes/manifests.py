@@ -219,7 +219,7 @@ def check_settings(rendered, flags):
                 check(f"{name}: {argument} is a flag", "" if argument.split("=")[0] in flags else "see --help")
             for variable in container.get("env", []):
                 seen += 1
-                check(f"{name}: {variable['name']} is read", "" if variable["name"] in variables else "see README.md")
+                check(f"{name}: {variable['name']} is read", "" if variable["name"] in variables else "see docs/configuration.md")
     check("flags and variables were looked at", "" if seen > 5 else str(seen))
 
 
