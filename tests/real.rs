@@ -159,7 +159,7 @@ async fn prometheus_answers_every_query_of_the_docs_and_the_recipes() {
     change_last(&simulator, "STOPPING");
     prometheus.until_it_shows(&held(&simulator)).await;
     let recipes = include_str!("../deploy/prometheus/RECIPES.md");
-    let (_, on_names) = recipes.split_once("\n## Which names?\n").unwrap();
+    let (_, on_names) = recipes.split_once("\n## Instance metadata\n").unwrap();
     let on_names = on_names.split("\n## ").next().unwrap();
     for text in [include_str!("../docs/metrics.md"), include_str!("../docs/sharding.md"), on_names] {
         assert!(queries(text).len() > 2, "no queries");

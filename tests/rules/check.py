@@ -255,7 +255,7 @@ def watched(prometheus, exporters):
             answer = prometheus.query(for_a_young_server(query))
             check(f"recipe {query.strip()}", answer["status"] == "success" and not answer.get("warnings"), answer)
             # Whether an instance has come, gone or failed by now is a matter of chance.
-            if not section.startswith("Which instances?"):
+            if not section.startswith("Instances\n"):
                 check(f"data for {query.strip()}", answer.get("data", {}).get("result"), answer)
 
     for exporter in exporters:
