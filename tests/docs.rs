@@ -253,7 +253,7 @@ async fn http_paths_match_the_code() {
         assert_eq!(exporter.get(path).await.status, 200, "{path}");
     }
     let mut in_code = BTreeSet::from(["/metrics".to_owned()]);
-    for file in files("src/http", &["rs"]) {
+    for file in files("src", &["rs"]) {
         let routes = read(&file);
         in_code.extend(routes.lines().filter_map(|line| {
             let (path, _) = line.trim().strip_prefix('"')?.split_once("\" => Route::")?;
