@@ -188,9 +188,14 @@ fn variables_match_the_code() {
         .into_keys()
         .map(|flag| format!("ZENLAYER_EXPORTER_{}", flag[2..].replace(['.', '-'], "_").to_uppercase()))
         .collect();
-    // The prefix, one that Kubernetes sets, one of the build, and one of the tests.
-    let others =
-        ["ZENLAYER_EXPORTER_", "ZENLAYER_EXPORTER_SERVICE_HOST", "ZENLAYER_EXPORTER_REVISION", "STATIC_EXPORTER"];
+    // The prefix, one that Kubernetes sets, one of the build, and two of the tests.
+    let others = [
+        "ZENLAYER_EXPORTER_",
+        "ZENLAYER_EXPORTER_SERVICE_HOST",
+        "ZENLAYER_EXPORTER_REVISION",
+        "STATIC_EXPORTER",
+        "FUZZ_SECONDS",
+    ];
     let is_upper = |word: &&str| word.contains('_') && word.bytes().all(|c| c.is_ascii_uppercase() || c == b'_');
     let sources = files("src", &["rs"]).iter().map(|file| read(file)).collect::<String>();
     // Statuses and codes of the API, too.
@@ -334,8 +339,13 @@ fn the_stages_are_those_of_the_tests() {
     let text = read("CONTRIBUTING.md");
     let documented: Vec<_> = rows(&text, "stage").into_iter().map(|row| code(row[0])).collect();
     let script = read("tests/run.sh");
-    let (_, stages) = script.split_once("stages=(").unwrap();
+    let (_, stages) = script.split_once("stages=(quick ").unwrap();
     assert_eq!(documented, stages.split(')').next().unwrap().split(' ').collect::<Vec<_>>());
+    let usage = script.split("END'\n").nth(1).unwrap().split("\nEND").next().unwrap();
+    // Those of the usage itself are indented deeper.
+    let rows = usage.lines().filter_map(|line| line.strip_prefix("  ").filter(|row| !row.starts_with(' ')));
+    let described: Vec<_> = rows.filter_map(|row| row.split(' ').next()).collect();
+    assert_eq!(described.split_first(), Some((&"quick", &*documented)), "tests/run.sh --help");
     let scripts: BTreeSet<_> = files("tests/stages", &["sh"]).into_iter().collect();
     assert_eq!(scripts, documented.iter().map(|stage| format!("tests/stages/{stage}.sh")).collect());
 }

@@ -1,12 +1,33 @@
 #!/usr/bin/env bash
-# Every test. `tests/run.sh quick`: those that need nothing installed. `tests/run.sh`: these, then every stage with real
-# tools, which it installs on Debian where they are missing. `tests/run.sh NAME`: that stage alone.
+# Runs the tests; `tests/run.sh --help` lists the stages.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tests/lib.sh
 
-# In the order of what they cost; rules uses the Prometheus 3 that real unpacks.
-readonly stages=(fuzz supply real rules systemd kubernetes dashboards page pod container)
+# Ordered by cost; rules uses the Prometheus 3 that real unpacks.
+readonly stages=(quick fuzz supply real rules systemd kubernetes dashboards page pod container)
+readonly logs=target/stages
+
+usage() {
+    cat <<'END'
+Usage: tests/run.sh          run every stage
+       tests/run.sh STAGE    run one stage
+
+Each stage installs what it needs if it is missing: Debian packages as root or with sudo, Python packages into target/python.
+
+  quick       formatting, lints, documentation, unit and integration tests; needs only Rust
+  fuzz        each fuzz target for FUZZ_SECONDS seconds (default 5); needs a C++ compiler
+  supply      licences, sources and the bill of materials; needs cargo-deny, which it downloads
+  real        the exporter with the vendor's SDK, Prometheus 2 and 3, promtool, curl, gzip and openssl
+  rules       alert rules and scrape configurations; needs Prometheus and promtool
+  systemd     the unit file; needs systemd-analyze
+  kubernetes  manifests; needs kubectl or kustomize, and checkov
+  dashboards  dashboards and their queries; needs Prometheus
+  page        the status page in headless Chromium
+  pod         the Kubernetes base in podman; needs root
+  container   the Dockerfile with buildah and podman; needs root
+END
+}
 
 quick() {
     cargo fmt --check
@@ -15,20 +36,54 @@ quick() {
     cargo test --locked
 }
 
+# Runs one stage. Its output also goes to a file, from which the summary takes the counts.
 stage() {
-    echo "== $1"
-    "tests/stages/$1.sh"
+    local name=$1 started=$SECONDS outcome=passed
+    echo "== $name"
+    if [ "$name" = quick ]; then
+        (quick) 2>&1 | tee "$logs/$name.log" || outcome=failed
+    else
+        "tests/stages/$name.sh" 2>&1 | tee "$logs/$name.log" || outcome=failed
+    fi
+    printf '%-11s %6s  %s\n' "$name" "$((SECONDS - started))s" "$(counts "$name" "$outcome")" >>"$logs/summary"
+    [ "$outcome" = passed ]
 }
 
-case "$#,${1-}" in
-    0,)
-        quick
-        for name in "${stages[@]}"; do stage "$name"; done
+# Sums what the stage printed: cargo separates counts by semicolons and calls skipped tests ignored.
+counts() {
+    awk -v outcome="$2" '
+        {
+            line = $0
+            while (match(line, /[0-9]+ (passed|failed|skipped|ignored)/)) {
+                split(substr(line, RSTART, RLENGTH), word, " ")
+                sum[word[2]] += word[1]
+                line = substr(line, RSTART + RLENGTH)
+            }
+        }
+        END {
+            if (outcome == "failed" && !sum["failed"]) sum["failed"] = 1
+            printf "%d passed, %d failed, %d skipped\n", sum["passed"], sum["failed"], sum["skipped"] + sum["ignored"]
+        }' "$logs/$1.log"
+}
+
+run() {
+    local name status=0
+    mkdir -p "$logs"
+    : >"$logs/summary"
+    for name in "$@"; do
+        stage "$name" || { status=1; break; }
+    done
+    echo "== summary"
+    cat "$logs/summary"
+    return "$status"
+}
+
+[ "$#" -le 1 ] || fail "too many arguments: expected one stage, or none for all"
+case "${1-all}" in
+    all) run "${stages[@]}" ;;
+    -h | --help) usage ;;
+    *)
+        [[ " ${stages[*]} " == *" $1 "* ]] || fail "unknown stage '$1': expected one of ${stages[*]}"
+        run "$1"
         ;;
-    1,quick) quick ;;
-    1,*)
-        [ -x "tests/stages/$1.sh" ] || fail "no stage '$1': there are quick, ${stages[*]}"
-        stage "$1"
-        ;;
-    *) fail "too many arguments: say tests/run.sh, or name one stage: quick, ${stages[*]}" ;;
 esac
