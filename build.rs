@@ -18,7 +18,7 @@ fn main() {
         .or_else(|| first_line("git", &["rev-parse", "--short=12", "HEAD"]));
     let rustc = env::var("RUSTC").expect("cargo names the compiler");
     let rust_version = first_line(&rustc, &["--version"]).and_then(|line| Some(line.split(' ').nth(1)?.to_owned()));
-    for (name, value) in [("REVISION", revision), ("RUST_VERSION", rust_version)] {
+    for (name, value) in [("REVISION", revision), ("RUST_VERSION", rust_version), ("TARGET", env::var("TARGET").ok())] {
         println!("cargo:rustc-env=ZENLAYER_EXPORTER_BUILD_{name}={}", value.as_deref().unwrap_or("unknown"));
     }
 }

@@ -326,8 +326,32 @@ fn an_unknown_flag_is_a_bad_setting_and_help_is_none() {
         text(&output.stderr).contains("unknown flag --zenlayer.acces-key-id: did you mean --zenlayer.access-key-id?")
     );
     assert_eq!(run(&["--help"]).status.code(), Some(0));
+}
+
+#[test]
+fn the_version_names_revision_compiler_and_target() {
+    use zenlayer_exporter::build_info::{REVISION, RUST_VERSION, VERSION};
     let version = run(&["--version"]);
-    assert_eq!(text(&version.stdout), format!("zenlayer-exporter {}\n", zenlayer_exporter::build_info::VERSION));
+    let begins = format!("zenlayer-exporter {VERSION} (revision {REVISION}, rustc {RUST_VERSION}, ");
+    assert!(text(&version.stdout).starts_with(&begins), "{}", text(&version.stdout));
+    assert!(text(&version.stdout).ends_with("-linux-gnu)\n") || text(&version.stdout).ends_with("-linux-musl)\n"));
+}
+
+#[test]
+fn help_has_every_flag_under_a_heading_with_its_variable() {
+    let output = run(&["--help"]);
+    let help = text(&output.stdout);
+    let (_, flags) = help.split_once("\nHTTP server:\n").unwrap();
+    let blocks: Vec<_> = flags.split("\n      --").map(|block| block.trim_start_matches("      --")).collect();
+    assert!(blocks.len() > 30, "{help}");
+    for block in blocks {
+        let name = block.split([' ', '\n']).next().unwrap();
+        let variable = format!("ZENLAYER_EXPORTER_{}", name.to_uppercase().replace(['.', '-'], "_"));
+        assert!(block.contains(&format!("[env: {variable}]")), "{block}");
+    }
+    for heading in ["Zenlayer API", "Polls", "Metrics", "Shards", "Logs", "Commands and demo"] {
+        assert!(help.contains(&format!("\n\n{heading}:\n")), "{heading}: {help}");
+    }
 }
 
 #[test]

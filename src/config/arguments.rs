@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{Arg, ArgAction, CommandFactory, Parser};
+use clap::{Arg, ArgAction, FromArgMatches};
 
 use super::environment::{Environment, advice, closest, variable_of};
+use super::flags::command;
 use super::{Flags, Mistakes, Refusal, invalid};
 use crate::secret::trimmed;
 
@@ -29,7 +30,7 @@ pub(super) struct Given {
 /// # Errors
 /// When help or the version is asked for, which settles everything else.
 pub(super) fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environment) -> Result<Given, Refusal> {
-    let command = Flags::command();
+    let command = command();
     let mut reader = Reader {
         declared: command.get_arguments().collect(),
         accepted: vec![command.get_name().to_owned()],
@@ -38,8 +39,10 @@ pub(super) fn read(arguments: impl IntoIterator<Item = OsString>, environment: &
     };
     reader.command_line(arguments);
     let by_variable = reader.variables(environment);
-    let flags = Flags::try_parse_from(reader.accepted).map_err(refusal)?;
-    Ok(Given { flags, by_variable, mistakes: reader.mistakes })
+    let Reader { accepted, mistakes, .. } = reader;
+    let matches = command.clone().try_get_matches_from(accepted).map_err(refusal)?;
+    let flags = Flags::from_arg_matches(&matches).map_err(refusal)?;
+    Ok(Given { flags, by_variable, mistakes })
 }
 
 /// Only help and the version are answers; anything else is a mistake, of which nothing is quoted.
@@ -52,7 +55,7 @@ fn refusal(error: clap::Error) -> Refusal {
 
 /// The names of all flags, without their dashes.
 pub(super) fn names() -> Vec<String> {
-    Flags::command().get_arguments().map(|arg| name(arg).to_owned()).collect()
+    command().get_arguments().map(|arg| name(arg).to_owned()).collect()
 }
 
 /// Takes the arguments apart before clap does, which stops at the first mistake and quotes it.

@@ -3,14 +3,44 @@
 //! Invariant: every value is text here, so that [`super::Config`] can name all mistakes at once instead of the
 //! first. It must not know what a valid value is.
 
-use clap::Parser;
+use clap::{Command, CommandFactory, Parser};
 
-/// Prometheus exporter for the status of Zenlayer Cloud instances.
-///
-/// Secrets are never flags: set ZENLAYER_ACCESS_KEY_SECRET (or ZENLAYERCLOUD_ACCESS_KEY_PASSWORD) or ZENLAYER_TOKEN,
-/// or use a file. Durations: 30s, 5m, 1h30m. Switches also accept a value: --once=false.
+use super::environment::variable_of;
+use crate::build_info;
+
+const ABOUT: &str = "\
+Prometheus exporter for the status of Zenlayer Cloud instances.
+
+Each flag has an environment variable, shown in brackets; the flag overrides the variable. Secrets are never flags: set \
+ZENLAYER_ACCESS_KEY_SECRET (or ZENLAYERCLOUD_ACCESS_KEY_PASSWORD) or ZENLAYER_TOKEN, or use a file. Durations: 30s, 5m, \
+1h30m. Switches also accept a value: --once=false.";
+
+/// The headings of `--help`, each with how the names of its flags begin.
+const HEADINGS: [(&str, &[&str]); 7] = [
+    ("HTTP server", &["web."]),
+    ("Zenlayer API", &["zenlayer."]),
+    ("Polls", &["poll."]),
+    ("Metrics", &["metrics.", "collector."]),
+    ("Shards", &["shard", "total-shards"]),
+    ("Logs", &["log."]),
+    ("Commands and demo", &["once", "config.check", "healthcheck", "demo"]),
+];
+
+/// The command line: the flags under their headings, each with its variable.
+pub(super) fn command() -> Command {
+    Flags::command().about(ABOUT).version(build_info::LONG_VERSION).next_line_help(true).mut_args(|arg| {
+        let name = arg.get_long().expect("every flag has a long name").to_owned();
+        let help = arg.get_help().expect("every flag has a help text").to_string();
+        let begins = |prefix: &&str| name.starts_with(prefix);
+        let heading = HEADINGS.iter().find(|(_, prefixes)| prefixes.iter().any(begins));
+        let (heading, _) = heading.expect("every flag has a heading");
+        arg.help(format!("{help}\n[env: {}]", variable_of(&name))).help_heading(*heading)
+    })
+}
+
+/// The values as they were typed, or the defaults.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "zenlayer-exporter", version = crate::build_info::VERSION, hide_possible_values = true)]
+#[command(name = "zenlayer-exporter", hide_possible_values = true)]
 pub struct Flags {
     /// Address to listen on; :PORT means all interfaces, IPv4 and IPv6; repeatable
     #[arg(long = "web.listen-address", value_name = "ADDRESS", value_delimiter = ',', default_value = ":10980")]
