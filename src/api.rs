@@ -232,7 +232,7 @@ impl Session<'_> {
             }
             // After a rate limit the pacer holds every request back; a wait of its own would come on top.
             let wait = pause.unwrap_or_else(|| backoff.wait(tries).max(error.retry_after.unwrap_or_default()));
-            tracing::warn!(
+            tracing::debug!(
                 action = %action,
                 part = %part,
                 code = error.code.as_deref(),

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 pub(crate) use self::names::Names;
-use crate::api::{ApiError, Client, Part};
+use crate::api::{ApiError, Client, Kind, Part};
 use crate::clock::{Clock, Moment};
 use crate::config::Poll;
 use crate::exposition;
@@ -37,11 +37,22 @@ pub(crate) struct Poller {
     short_polls: u32,
     /// Whether to poll as a new process would: look-ups of what was known do not work.
     forgets: bool,
+    /// The failed polls since the last successful one.
+    outage: Option<Outage>,
     /// `None` where nothing but statuses is read.
     names: Option<Names>,
     published: Arc<Published>,
     telemetry: Arc<Telemetry>,
     clock: Clock,
+}
+
+/// Polls that failed in a row.
+struct Outage {
+    /// When the first of them ended.
+    since: Moment,
+    failures: u32,
+    /// How the last of them failed.
+    kind: Kind,
 }
 
 impl Poller {
@@ -67,6 +78,7 @@ impl Poller {
             taken_at: clock.now(),
             short_polls: 0,
             forgets: false,
+            outage: None,
             names,
             published,
             telemetry,
@@ -88,23 +100,42 @@ impl Poller {
                 }
             }
             if let Err(error) = self.poll().await {
-                let interval = humantime::format_duration(self.settings.interval);
-                let meanwhile = match (&self.rendered, self.is_fresh()) {
-                    (None, _) => "no instance series yet",
-                    (Some(_), true) => "the last good answer stays",
-                    (Some(_), false) => "the last good answer is too old, its instance series are gone",
-                };
-                tracing::error!(
+                self.log_failure(&error);
+            }
+        }
+    }
+
+    /// The first failure is an error in the log, and so is every tenth and each of another kind: an outage of hours must
+    /// neither fill the log nor vanish from it.
+    fn log_failure(&mut self, error: &ApiError) {
+        let now = self.clock.now();
+        let outage = self.outage.get_or_insert(Outage { since: now, failures: 0, kind: error.kind });
+        let is_another = std::mem::replace(&mut outage.kind, error.kind) != error.kind;
+        outage.failures += 1;
+        let (failures, is_news) =
+            (outage.failures, is_another || outage.failures == 1 || outage.failures.is_multiple_of(10));
+        let interval = humantime::format_duration(self.settings.interval);
+        let meanwhile = match (&self.rendered, self.is_fresh()) {
+            (None, _) => "no instance series yet",
+            (Some(_), true) => "the last good answer stays",
+            (Some(_), false) => "the last good answer is too old, its instance series are gone",
+        };
+        let next = format!("next poll within {interval}, until then {meanwhile}");
+        macro_rules! log {
+            ($level:ident) => {
+                tracing::$level!(
                     action = error.request.map(|(action, _)| action.to_string()),
                     part = error.request.map(|(_, part)| part.to_string()),
                     code = error.code.as_deref(),
                     requestId = error.request_id.as_deref(),
                     error = %error,
-                    next = format!("next poll within {interval}, until then {meanwhile}"),
+                    failures,
+                    next,
                     "poll failed"
-                );
-            }
+                )
+            };
         }
+        if is_news { log!(error) } else { log!(debug) }
     }
 
     /// Polls once and publishes what it found.
@@ -192,6 +223,7 @@ impl Poller {
             let named = |(&(from, to), &count)| (label(&previous.statuses, from), label(&statuses, to), count);
             changes.transitions.iter().map(named).collect()
         });
+        let is_first = previous.is_none();
         let before = previous.as_ref().map(|previous| &*previous.inventory);
         self.warn(before, &inventory, &changes, unusable, missing);
         if let Some(names) = &mut self.names {
@@ -226,16 +258,11 @@ impl Poller {
             state.snapshot = Some(snapshot);
             state.report = Some(Report { at: ended.wall, outcome: Ok(Count { instances, missing }) });
         });
-        tracing::info!(
-            instances,
-            changed = changes.transitions.values().sum::<u64>(),
-            appeared = changes.appeared,
-            gone = changes.gone,
-            corrections,
-            pages,
-            duration = format!("{:.3}s", took.as_secs_f64()),
-            "poll succeeded"
-        );
+        if let Some(Outage { since, failures, .. }) = self.outage.take() {
+            let outage = Duration::from_secs(ended.since(since).as_secs());
+            tracing::info!(failures, "recovered after {}", humantime::format_duration(outage));
+        }
+        log_success(is_first, instances, &changes, corrections, pages, took);
     }
 
     fn report_failure(&mut self, error: &ApiError, ended: Moment, took: Duration) {
@@ -305,6 +332,33 @@ impl Poller {
             tracing::warn!(unknown, named, "instances of --zenlayer.instance-ids do not exist");
         }
     }
+}
+
+/// A poll that changed nothing is no news.
+fn log_success(
+    is_first: bool,
+    instances: usize,
+    Changes { transitions, appeared, gone }: &Changes,
+    corrections: usize,
+    pages: usize,
+    took: Duration,
+) {
+    let changed = transitions.values().sum::<u64>();
+    macro_rules! log {
+        ($level:ident) => {
+            tracing::$level!(
+                instances,
+                changed,
+                appeared,
+                gone,
+                corrections,
+                pages,
+                duration = format!("{:.3}s", took.as_secs_f64()),
+                "poll succeeded"
+            )
+        };
+    }
+    if is_first || changed > 0 || *appeared > 0 || *gone > 0 { log!(info) } else { log!(debug) }
 }
 
 async fn next(names: &mut Option<Names>) -> Infos {

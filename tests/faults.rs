@@ -787,6 +787,33 @@ async fn connection_refused_and_back() {
 }
 
 #[tokio::test]
+async fn the_log_has_changes_the_first_and_every_tenth_failure_and_the_recovery() {
+    start_log();
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    let exporter = Exporter::ready(impatient(&simulator, &[])).await;
+    exporter.polls(3).await;
+    assert_eq!(log().matches("poll succeeded").count(), 1, "{}", log());
+    simulator.with_fleet(|fleet| fleet.machines[0].status = Some("STOPPED".to_owned()));
+    exporter.polls(3).await;
+    assert_eq!(log().matches("poll succeeded").count(), 2, "{}", log());
+
+    simulator.set(|knobs| knobs.fault = Some(Fault::answer(403, r#"{"code":"NO"}"#)));
+    exporter.until(|metrics| outcome(metrics, "forbidden") >= Some(25.0)).await;
+    let lines: Vec<_> = log().lines().filter(|line| line.contains("poll failed")).map(str::to_owned).collect();
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+    for (line, failures) in lines.iter().zip([1, 10, 20]) {
+        assert!(line.contains(&format!(" failures={failures} ")), "{line}");
+    }
+    assert_eq!(log().lines().count(), 5, "a failed poll is one line: {}", log());
+    simulator.set(|knobs| knobs.fault = Some(Fault::answer(401, r#"{"code":"NO"}"#)));
+    exporter.until(|metrics| outcome(metrics, "unauthorized") >= Some(1.0)).await;
+    assert!(log().lines().last().unwrap().contains("HTTP 401"), "another failure is news: {}", log());
+    simulator.set(|knobs| knobs.fault = None);
+    exporter.until(|metrics| metrics.value("zenlayer_up", &[]) == Some(1.0)).await;
+    assert!(log().contains("recovered after "), "{}", log());
+}
+
+#[tokio::test]
 async fn a_redirect_takes_nothing_elsewhere() {
     let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let location = format!("http://{}/api/v2/vm", elsewhere.local_addr().unwrap());

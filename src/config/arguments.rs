@@ -196,7 +196,8 @@ mod tests {
 
     #[test]
     fn only_help_and_version_are_not_mistakes() {
-        let kind_of = |argument: &str| refusal(Flags::try_parse_from(["zenlayer-exporter", argument]).unwrap_err());
+        let kind_of =
+            |argument: &str| refusal(command().try_get_matches_from(["zenlayer-exporter", argument]).unwrap_err());
         for argument in ["--help", "--version"] {
             assert!(matches!(kind_of(argument), Refusal::Asked(_)), "{argument}");
         }
