@@ -56,9 +56,15 @@ fn run(log: &Arc<LogWriter>) -> ExitCode {
         let _context = runtime.enter();
         Signals::handle()
     };
+    let signals = match signals {
+        Ok(signals) => signals,
+        Err(error) => return exit_code(log, Err(format!("cannot handle signals: {error}"))),
+    };
     let code = match Command::read(std::env::args_os().skip(1), &std::env::vars_os().collect()) {
         Ok(command) => exit_code(log, runtime.block_on(execute(log, signals, command))),
-        Err(Refusal::Asked(help)) => exit_code(log, printed(help.print())),
+        Err(Refusal::Asked(help)) => {
+            exit_code(log, runtime.block_on(signals.run_unless_stopped(print(move || help.print()))))
+        }
         Err(Refusal::Mistakes(mistakes)) => {
             log.print(&format!("zenlayer-exporter: invalid settings:\n{mistakes}"));
             ExitCode::from(BAD_SETTING)
@@ -85,14 +91,11 @@ fn exit_code(log: &LogWriter, result: Result<(), String>) -> ExitCode {
     }
 }
 
-/// Writes to standard output.
-fn print(text: &[u8]) -> Result<(), String> {
-    printed(io::stdout().write_all(text))
-}
-
-/// A reader that closed the pipe, as `head` does, needs no more: that is not an error.
-fn printed(result: io::Result<()>) -> Result<(), String> {
-    match result.and_then(|()| io::stdout().flush()) {
+/// Writes to standard output, on a thread of its own: a signal must end the process also while the reader stalls.
+async fn print(write: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), String> {
+    let written = tokio::task::spawn_blocking(|| write().and_then(|()| io::stdout().flush())).await;
+    match written.unwrap_or_else(|panicked| Err(panicked.into())) {
+        // A reader that closed the pipe, as `head` does, needs no more: that is not an error.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(format!("cannot write to standard output: {error}"))
         }
@@ -100,11 +103,10 @@ fn printed(result: io::Result<()>) -> Result<(), String> {
     }
 }
 
-async fn execute(log: &Arc<LogWriter>, signals: io::Result<Signals>, command: Command) -> Result<(), String> {
+async fn execute(log: &Arc<LogWriter>, mut signals: Signals, command: Command) -> Result<(), String> {
     if let Command::Serve(config) | Command::Once(config) | Command::Check(config) = &command {
         log.subscribe(config.log);
     }
-    let mut signals = signals.map_err(|error| format!("cannot handle signals: {error}"))?;
     signals.log_ignored();
     match command {
         Command::Serve(config) => serve(log, signals, config).await,
@@ -145,7 +147,7 @@ async fn listen(addresses: &[ListenAddress]) -> Result<Vec<TcpListener>, String>
 
 async fn once(config: Config) -> Result<(), String> {
     let (text, outcome) = zenlayer_exporter::once(&config).await.map_err(|error| error.to_string())?;
-    print(&text)?;
+    print(move || io::stdout().write_all(&text)).await?;
     outcome.map_err(|error| error.to_string())
 }
 
@@ -162,7 +164,7 @@ async fn check(config: Config) -> Result<(), String> {
         ),
     };
     said.extend(hint.iter().flat_map(|hint| [hint, "\n"]));
-    print(said.as_bytes())
+    print(move || io::stdout().write_all(said.as_bytes())).await
 }
 
 /// The first of the missing IDs, where there are any.

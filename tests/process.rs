@@ -409,6 +409,23 @@ fn a_full_disk_is_one_line_and_a_failure() {
 }
 
 #[test]
+fn a_signal_ends_a_command_whose_standard_output_nobody_reads() {
+    for args in [&["--demo", "--once"][..], &["--demo=20000", "--once"], &["--help"]] {
+        for signal in ["TERM", "INT", "HUP"] {
+            let (mut reader, writer) = small_pipe();
+            let mut child = exporter(args).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+            let log = Log::read(child.stderr.take().unwrap());
+            // It is printing now, and more than the pipe can hold.
+            reader.read_exact(&mut [0]).unwrap();
+            kill(&child, signal);
+            log.until(&[&format!("zenlayer-exporter: interrupted by SIG{signal}")]);
+            drop(log);
+            assert_eq!(wait(&mut child).code(), Some(1), "{args:?} {signal}");
+        }
+    }
+}
+
+#[test]
 fn the_first_line_of_the_metrics_can_be_all_that_is_read() {
     let mut child =
         exporter(&["--demo=20000", "--once"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
