@@ -252,13 +252,14 @@ impl FromStr for ListenAddress {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (host, port) = text.rsplit_once(':').ok_or(())?;
-        // The parser of numbers also accepts a sign.
-        let port = Some(port).filter(|port| !port.starts_with('+')).and_then(|port| port.parse().ok()).ok_or(())?;
+        let port = values::whole_number(port).ok_or(())?;
         let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         match (bracketed, host) {
             (Some(host), _) => host.parse::<Ipv6Addr>().map(|_| Self::Host(host.to_owned(), port)).map_err(|_| ()),
             (None, "") => Ok(Self::Any(port)),
-            (None, host) if host.chars().all(is_in_host_names) => Ok(Self::Host(host.to_owned(), port)),
+            (None, host) if host.len() <= values::LONGEST_HOST && host.chars().all(is_in_host_names) => {
+                Ok(Self::Host(host.to_owned(), port))
+            }
             (None, _) => Err(()),
         }
     }
@@ -328,10 +329,15 @@ pub struct Mistakes(pub Vec<String>);
 
 /// What is wrong with a setting, in the form that all such mistakes have.
 fn invalid(setting: &str, value: &str, expected: &str) -> String {
+    format!("invalid value {} for {setting}: expected {expected}", quoted(value))
+}
+
+/// A value as a mistake shows it: without control characters, and cut where it is long.
+fn quoted(value: &str) -> String {
     const LONGEST: usize = 100;
     let shown: String = value.chars().take(LONGEST).collect();
     let cut = if shown.len() < value.len() { " (cut)" } else { "" };
-    format!("invalid value {shown:?}{cut} for {setting}: expected {expected}")
+    format!("{shown:?}{cut}")
 }
 
 impl Command {

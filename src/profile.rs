@@ -16,6 +16,9 @@ use crate::secret::{Credential, Flaw, Secret, SecretFileError, contents, decode,
 /// Why there is no such profile.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProfileError {
+    /// No profile is called that. The name may be a secret, set in the wrong place.
+    #[error("expected the name of a profile, of at most 256 bytes, without control characters")]
+    Name,
     /// The file cannot be read.
     #[error("{error}{advice}", error = .0, advice = advice(.0))]
     File(#[from] SecretFileError),
@@ -68,6 +71,9 @@ struct Profile {
 /// # Errors
 /// When there is no such profile, or no credential in it.
 pub(crate) fn read(path: &Path, name: &str) -> Result<Credential, ProfileError> {
+    if !is_usable(name) {
+        return Err(ProfileError::Name);
+    }
     let bytes = contents(path)?;
     // Raw: only the profile that is asked for is taken apart, and no other has to be right.
     let text = decode(&bytes).map_err(|flaw| flawed(path, flaw))?;
@@ -126,9 +132,21 @@ fn malformed(path: &Path, error: &serde_json::Error) -> ProfileError {
     ProfileError::Malformed { path: path.to_owned(), line: error.line(), column: error.column() }
 }
 
+/// Whether an error can show the name.
+fn is_usable(name: &str) -> bool {
+    name.len() <= 256 && !name.contains(char::is_control)
+}
+
+/// The first of the names, of those that can be chosen.
 fn in_words<'a>(names: impl Iterator<Item = &'a String>) -> String {
-    let names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
-    if names.is_empty() { "it has none".to_owned() } else { format!("it has {}", names.join(", ")) }
+    const SHOWN: usize = 10;
+    let names: Vec<_> = names.filter(|name| is_usable(name)).map(|name| format!("{name:?}")).collect();
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        _ if names.is_empty() => "it has none".to_owned(),
+        0 => format!("it has {shown}"),
+        more => format!("it has {shown} and {more} more"),
+    }
 }
 
 /// A text that becomes a [`Secret`] before anything else can hold it.
@@ -204,6 +222,22 @@ mod tests {
             "~/credentials.json has no profile \"prod\": it has \"both\", \"ci\", \"default\", \"empty\", \"half\", \
              \"lines\", \"number\", \"other half\", \"text\""
         );
+    }
+
+    #[test]
+    fn an_error_shows_short_names_of_profiles_and_few_of_them() {
+        let expected = "expected the name of a profile, of at most 256 bytes, without control characters";
+        for name in ["x".repeat(257), "a\nb".to_owned(), "a\0b".to_owned()] {
+            let file = serde_json::json!({ &name: {"token": "hush"} }).to_string();
+            assert_eq!(read_from(&file, &name).unwrap_err(), expected);
+            assert_eq!(
+                read_from(&file, "prod").unwrap_err(),
+                "~/credentials.json has no profile \"prod\": it has none"
+            );
+        }
+        let many: BTreeMap<_, _> = (10..22).map(|number| (format!("p{number}"), "")).collect();
+        let said = read_from(&serde_json::to_string(&many).unwrap(), "prod").unwrap_err();
+        assert!(said.ends_with("\"p18\", \"p19\" and 2 more"), "{said}");
     }
 
     #[test]

@@ -260,8 +260,10 @@ pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 
 /// What to say of a file that cannot be read. Where its content was given instead of its path, that may be a key.
 pub(crate) fn unreadable(path: &Path, error: &io::Error) -> String {
+    /// `PATH_MAX` of Linux.
+    const LONGEST: usize = 4096;
     let shown = path.display().to_string();
-    if shown.contains('\n') {
+    if shown.contains('\n') || shown.len() > LONGEST {
         return "expected the path of a file, not its content".to_owned();
     }
     format!("{shown} cannot be read: {error}")

@@ -4,14 +4,17 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use clap::{Arg, ArgAction, CommandFactory};
 use common::{Metrics, held};
+use tempfile::TempDir;
 use zenlayer_exporter::config::Flags;
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::simulator::{KEY_ID, Knobs, PASSWORD, Simulator, TOKEN};
@@ -57,7 +60,7 @@ fn bad_values(arg: &Arg) -> Vec<String> {
         "DURATION" => {
             &["30", "soon", "5 parsecs", "-1s", "0s", "31d", "584542046090y", "99999999999999999999s", "1e9s"]
         }
-        "N" => &["many", "-1", "1.5", "0x10", "1000001", "18446744073709551616", "1,2", "True!"],
+        "N" => &["many", "-1", "+5", "1.5", "0x10", "1000001", "18446744073709551616", "1,2", "True!"],
         "ADDRESS" => {
             &["10980", ":http", ":65536", "::1:10980:", "http://a:1", "a b:1", ":1,,:2", "[::g]:1", "*:1", ":+1"]
         }
@@ -87,13 +90,14 @@ fn bad_values(arg: &Arg) -> Vec<String> {
         "FILE" => &["/nonexistent/file", "/", "\u{1}"],
         "URL" => &["http//x y", "ftp://example.com", "https://"],
         "SERVICE" | "WHICH" | "LEVEL" | "FORMAT" => &["VMs", "info,debug", "1", "true", "INFO!"],
-        "DATE" => &["latest", "2023-3-13", "20230313", "2023-03-13T00:00", "2023/03/13"],
-        // With the demo, or with the service vm, none of these is right.
-        "ID" | "NAME" => &["x", "-1"],
-        "IDS" | "TAGS" => &[",", "a,,b", " , "],
+        "DATE" => &["latest", "2023-99-99", "2023-02-30", "2023-3-13", "20230313", "2023-03-13T00:00", "2023/03/13"],
+        "ID" => &["a b", "a,b", "a\tb", "a\nb", "a\u{1}b"],
+        "NAME" => &["nobody", "-1", "a\nb", "a\u{1}b"],
+        "IDS" | "TAGS" => &[",", "a,,b", " , ", "a,", "a\u{1}b"],
         other => panic!("no bad values for {other}"),
     };
-    typical.iter().map(|&text| text.to_owned()).chain([" \t".to_owned(), "x".repeat(100_000)]).collect()
+    let long = ["x".repeat(100_000), format!("{}:1", "x".repeat(300))];
+    typical.iter().map(|&text| text.to_owned()).chain([" \t".to_owned()]).chain(long).collect()
 }
 
 #[test]
@@ -118,26 +122,102 @@ fn an_empty_variable_is_unset_for_every_flag() {
     assert_eq!(mistakes(&[], &vendor.map(|name| (name, "")))[0], "no credentials: set one of");
 }
 
+/// A home directory with a key's password, a token, a profile, certificates and a web config.
+fn files() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    common::web::Authority::new().write(folder.path());
+    std::fs::create_dir(folder.path().join(".zenlayer")).unwrap();
+    for (name, content) in [
+        ("secret", TOKEN),
+        (".zenlayer/credentials.json", r#"{"default": {"token": "hush"}}"#),
+        ("web.yml", "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n"),
+    ] {
+        std::fs::write(folder.path().join(name), content).unwrap();
+    }
+    folder
+}
+
+/// A right value of the flag.
+fn good_value(arg: &Arg, files: &Path) -> String {
+    let file = |name: &str| files.join(name).display().to_string();
+    let text = match arg.get_long().unwrap() {
+        "once" => "true",
+        _ if matches!(arg.get_action(), ArgAction::SetTrue) => "false",
+        _ if !arg.get_default_values().is_empty() => arg.get_default_values()[0].to_str().unwrap(),
+        "web.config.file" => return file("web.yml"),
+        "zenlayer.ca-file" => return file("ca.pem"),
+        "zenlayer.access-key-password-file" | "zenlayer.token-file" => return file("secret"),
+        "zenlayer.endpoint" => "http://127.0.0.1:1",
+        "zenlayer.api-version" => "2023-03-13",
+        "zenlayer.profile" => "default",
+        "poll.interval" => "5s",
+        "demo" => "2",
+        "zenlayer.access-key-id" | "zenlayer.instance-ids" | "zenlayer.resource-group-id" => "id-1",
+        "collector.instance-info.tags" => "cost center",
+        other => panic!("no good value for --{other}"),
+    };
+    text.to_owned()
+}
+
+/// Variables with which a right value of the flag is accepted, and the exit code then.
+fn base(flag: &str) -> (Vec<(&'static str, &'static str)>, i32) {
+    const ONCE: (&str, &str) = ("ZENLAYER_EXPORTER_ONCE", "true");
+    // Nothing listens there: the settings are right, and the poll fails.
+    const NOWHERE: (&str, &str) = ("ZENLAYER_ENDPOINT", "http://127.0.0.1:1");
+    const BRIEF: (&str, &str) = ("ZENLAYER_EXPORTER_POLL_TIMEOUT", "100ms");
+    let account = |more: &[_]| ([&[ONCE, NOWHERE, BRIEF], more].concat(), 1);
+    let demo = |more: &[_]| ([&DEMO, more].concat(), 0);
+    match flag {
+        "zenlayer.endpoint" => account(&KEY),
+        "zenlayer.access-key-id" => account(&KEY[1..]),
+        "zenlayer.access-key-password-file" => account(&[("ZENLAYER_EXPORTER_ZENLAYER_ACCESS_KEY_ID", KEY_ID)]),
+        "zenlayer.token-file" | "zenlayer.profile" => account(&[]),
+        "zenlayer.resource-group-id" => demo(&[("ZENLAYER_EXPORTER_ZENLAYER_SERVICE", "zec")]),
+        "collector.instance-info.tags" => demo(&[("ZENLAYER_EXPORTER_COLLECTOR_INSTANCE_INFO", "true")]),
+        "once" => (vec![DEMO[0]], 0),
+        _ => demo(&[]),
+    }
+}
+
 #[test]
 fn no_flag_and_no_variable_takes_a_wrong_value() {
+    let files = files();
     for arg in every_flag() {
-        let flag = format!("--{}", arg.get_long().unwrap());
-        let variable = variable_of(arg.get_long().unwrap());
+        let name = arg.get_long().unwrap();
+        let (flag, variable) = (format!("--{name}"), variable_of(name));
+        let (mut base, accepted) = base(name);
+        base.push(("HOME", files.path().to_str().unwrap()));
+        let good = good_value(&arg, files.path());
+        let (code, said) = run(exporter(&[&format!("{flag}={good}")], base.iter().copied()));
+        assert_eq!(code, Some(accepted), "{flag}={good}: {said}");
         for value in bad_values(&arg) {
             let shown: String = value.chars().take(30).collect();
-            let by_flag = mistakes(&[&format!("{flag}={value}")], &DEMO).join("\n");
+            let by_flag = mistakes(&[&format!("{flag}={value}")], &base).join("\n");
             assert!(by_flag.contains(&flag), "{flag}={shown}: {by_flag}");
-            let variables = [&DEMO[..], &[(&variable, &value)]].concat();
-            let by_variable = mistakes(&[], &variables).join("\n");
+            let by_variable = mistakes(&[], &[&base[..], &[(&variable, &value)]].concat()).join("\n");
             assert!(by_variable.contains(&variable), "{variable}={shown}: {by_variable}");
+            assert!(by_flag.len() < 2000 && by_variable.len() < 2000, "{flag}={shown}: {by_flag}");
         }
         for empty in [&[&*format!("{flag}=")][..], &[&flag, ""]] {
-            let said = mistakes(empty, &DEMO).join("\n");
+            let said = mistakes(empty, &base).join("\n");
             let is_switch = matches!(arg.get_action(), ArgAction::SetTrue) && empty.len() == 2;
             let expected =
                 if is_switch { "argument 2 belongs to no flag".to_owned() } else { format!("\"\" for {flag}:") };
             assert!(said.contains(&expected), "{empty:?}: {said}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instance_ids_may_be_one_per_line() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 9)).await.unwrap();
+    let named: BTreeSet<_> = held(&simulator).into_iter().take(4).collect();
+    let ids: Vec<_> = named.iter().map(|(id, _)| &**id).collect();
+    let endpoint = format!("--zenlayer.endpoint={}", simulator.endpoint());
+    for text in [format!("{}\n", ids.join("\n")), ids.join(" "), ids.join(",\r\n"), ids.join("\t")] {
+        let variables = KEY.into_iter().chain([("ZENLAYER_EXPORTER_ZENLAYER_INSTANCE_IDS", &*text)]);
+        let output = exporter(&["--once", &endpoint], variables).output().unwrap();
+        assert_eq!(Metrics::parse(&String::from_utf8(output.stdout).unwrap()).instances(), named, "{text:?}");
     }
 }
 
@@ -453,9 +533,11 @@ fn a_proxy_that_cannot_be_used_is_refused_without_its_password() {
         ("http://user:hush@pro\nxy:3128", "has a space or a control character in it"),
         ("http://user:hush@proxy:65536", "is not a URL"),
         ("http://user:hush@proxy:0", "has no usable host and port"),
+        (&format!("http://user:hush@{}", "x".repeat(254)), "has no usable host and port"),
         ("http://user:hush@", "is not a URL"),
         ("http://", "is not a URL"),
         ("user:hush@proxy:port", "is not a URL"),
+        ("foo:bar:baz", "is not a URL"),
         ("http://user:hush@proxy:3128/path", "has more than scheme, user, password, host and port"),
         ("mailto:hush", "is not a URL"),
     ] {
@@ -465,7 +547,7 @@ fn a_proxy_that_cannot_be_used_is_refused_without_its_password() {
         }
     }
     let proxy = ("HTTPS_PROXY", "http://127.0.0.1:1");
-    for entry in ["http://x", "10.0.*", "192.168", "10.0.0.0/33", "a:b", "[::1", "<local>", "a:0", "*:80"] {
+    for entry in ["http://x", "10.0.*", "192.168", "10.0.0.0/33", "a:b", "[::1", "<local>", "a:0", "a:+1", "*:80"] {
         let said = mistakes(&["--once"], &[&KEY[..], &[proxy, ("NO_PROXY", entry)]].concat());
         assert!(said[0].starts_with(&format!("invalid entry {entry:?} in NO_PROXY: expected ")), "{said:?}");
     }

@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 
 use super::check::Check;
+use super::values;
 use super::{CredentialSource, Flags, SecretSource};
 use crate::profile::{self, ProfileError};
-use crate::secret::{Flaw, Secret, SecretFileError, is_header_text, read_in_time};
+use crate::secret::{Secret, SecretFileError, is_header_text, read_in_time};
 
 /// In place of a name: the profile that the vendor's CLI would use.
 const CURRENT: &str = "current";
@@ -60,11 +61,11 @@ impl Check<'_> {
         const FLAG: &str = "--zenlayer.access-key-id";
         let by_flag = flags.zenlayer_access_key_id.clone().map(|id| (self.setting(FLAG), id));
         match by_flag.or(variable.map(|(name, id)| (name.to_owned(), id))) {
-            Some((_, id)) if is_header_text(&id) => Some(id),
+            Some((_, id)) if is_header_text(&id) && values::is_id(&id) => Some(id),
             // It may be the password, set in the wrong place.
-            Some((setting, _)) => {
-                self.refuse(format!("{setting} {}: it should hold an access key ID", Flaw::Character))
-            }
+            Some((setting, _)) => self.refuse(format!(
+                "{setting} is not an access key ID: expected at most 256 bytes of plain ASCII, without commas and white space"
+            )),
             None => self.refuse(format!("an access key password needs its ID: set ZENLAYER_ACCESS_KEY_ID or {FLAG}")),
         }
     }

@@ -11,6 +11,7 @@ use reqwest::Url;
 
 use super::arguments::boolean;
 use super::environment::Environment;
+use super::values::{self, LONGEST_TEXT, whole_number};
 use super::{Api, Command, Config, Flags, InstanceInfo, ListenAddress, Log, Poll, Tag, Target, Web, is_loopback};
 use crate::model::{self, Service, StatusSeries};
 use crate::shard::{MAX_SHARDS, Shard};
@@ -31,8 +32,6 @@ const INSTANT: Duration = Duration::from_millis(1);
 const TAKEN_PATHS: [&str; 4] = ["/", "/healthz", "/readyz", "/sd"];
 /// Far below what a request's head may have.
 const LONGEST_PATH: usize = 1024;
-/// An ID that is longer is in no answer that is used, and a label that is longer is cut.
-const LONGEST_TEXT: usize = 256;
 
 /// Collects mistakes.
 pub(super) struct Check<'a> {
@@ -153,10 +152,7 @@ impl Check<'_> {
             ids.retain(|id| shard.owns(id));
             ids
         });
-        if flags.zenlayer_resource_group_id.is_some() && service == Some(Service::Vm) {
-            let wrong = "is a filter that the vm service does not have: leave it out, or set --zenlayer.service=zec";
-            self.wrong::<()>("--zenlayer.resource-group-id", wrong);
-        }
+        self.resource_group_id(flags.zenlayer_resource_group_id.as_deref(), service);
         let authorities = self.authorities(flags);
         let proxy = match target {
             Some(Target::Account { endpoint, .. }) => self.proxy(endpoint),
@@ -183,26 +179,36 @@ impl Check<'_> {
         let Some(version) = &flags.zenlayer_api_version else {
             return service.map(|service| service.newest_version().to_owned());
         };
-        let is_date = version.len() == 10
-            && version.bytes().enumerate().all(|(place, byte)| match place {
-                4 | 7 => byte == b'-',
-                _ => byte.is_ascii_digit(),
-            });
-        if is_date {
+        if version.len() == "2023-03-13".len() && humantime::parse_rfc3339(&format!("{version}T00:00:00Z")).is_ok() {
             return Some(version.clone());
         }
         self.invalid("--zenlayer.api-version", version, "a date such as 2023-03-13")
     }
 
+    fn resource_group_id(&mut self, id: Option<&str>, service: Option<Service>) {
+        const FLAG: &str = "--zenlayer.resource-group-id";
+        let Some(id) = id else { return };
+        if !values::is_id(id) {
+            self.invalid::<()>(FLAG, id, values::ID);
+        }
+        if service == Some(Service::Vm) {
+            let wrong = "is a filter that the vm service does not have: leave it out, or set --zenlayer.service=zec";
+            self.wrong::<()>(FLAG, wrong);
+        }
+    }
+
+    /// The IDs, which commas separate, or white space: a block of YAML has one per line.
     fn instance_ids(&mut self, flags: &Flags) -> Option<Vec<String>> {
-        let mut ids: Vec<_> = flags.zenlayer_instance_ids.iter().map(|id| id.trim().to_owned()).collect();
+        let between_commas = &flags.zenlayer_instance_ids;
+        if between_commas.iter().any(|text| text.trim().is_empty()) {
+            return self.wrong("--zenlayer.instance-ids", "has no ID between two commas or next to one: leave it out");
+        }
+        let mut ids: Vec<_> =
+            between_commas.iter().flat_map(|text| text.split_whitespace()).map(str::to_owned).collect();
         ids.sort();
         ids.dedup();
-        if ids.iter().any(String::is_empty) {
-            return self.wrong("--zenlayer.instance-ids", "has an empty ID: separate IDs with single commas");
-        }
-        if let Some(id) = ids.iter().find(|id| id.len() > LONGEST_TEXT) {
-            return self.invalid("--zenlayer.instance-ids", id, "IDs of at most 256 bytes");
+        if let Some(id) = ids.iter().find(|id| !values::is_id(id)) {
+            return self.invalid("--zenlayer.instance-ids", id, values::ID);
         }
         if ids.len() > model::MAX_INSTANCES {
             return self.wrong("--zenlayer.instance-ids", "has more IDs than one exporter can watch");
@@ -227,7 +233,7 @@ impl Check<'_> {
 
     fn shard_number(&mut self, text: &str) -> Option<usize> {
         let expected = "auto, or a whole number from 0 to --total-shards minus 1";
-        text.parse().ok().or_else(|| self.invalid("--shard", text, expected))
+        whole_number(text).or_else(|| self.invalid("--shard", text, expected))
     }
 
     /// The number that a StatefulSet puts at the end of its pods' names.
@@ -238,8 +244,8 @@ impl Check<'_> {
         let Some((_, host)) = self.variable(&["HOSTNAME"]) else {
             return self.invalid("--shard", "auto", "the variable HOSTNAME to be the pod's name, or give the number");
         };
-        host.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).or_else(|| {
-            let expected = format!("a host name such as exporter-2, not {host:?}: give the number");
+        host.rsplit_once('-').and_then(|(_, number)| whole_number(number)).or_else(|| {
+            let expected = format!("a host name such as exporter-2, not {}: give the number", super::quoted(&host));
             self.invalid("--shard", "auto", &expected)
         })
     }
@@ -280,8 +286,8 @@ impl Check<'_> {
             let label = tag_label(key);
             if key.is_empty() {
                 self.wrong::<()>(FLAG, "has an empty tag: separate tags with single commas");
-            } else if key.len() > LONGEST_TEXT {
-                self.invalid::<()>(FLAG, key, "tags of at most 256 bytes");
+            } else if key.len() > LONGEST_TEXT || key.contains(char::is_control) {
+                self.invalid::<()>(FLAG, key, "tags of at most 256 bytes, without control characters");
             } else if let Some(same) = tags.iter().find(|tag| tag.label == label) {
                 let wrong =
                     format!("has {:?} and {key:?}, which would both be the label {label}: leave one out", same.key);
@@ -331,7 +337,7 @@ impl Check<'_> {
         }
         let invalid = |expected: &str| super::invalid(&setting, &text, expected);
         let has_controls = text.contains(|c: char| c.is_whitespace() || c.is_control());
-        let mistake = match Url::parse(&with_scheme).ok().filter(Url::has_host).filter(|_| !has_controls) {
+        let mistake = match Url::parse(&with_scheme).ok().filter(values::has_host).filter(|_| !has_controls) {
             None => invalid(EXAMPLE),
             Some(url) if !["https", "http"].contains(&url.scheme()) => invalid("https or http as the scheme"),
             Some(url) if url.path() != "/" || url.query().is_some() || url.fragment().is_some() => {
@@ -351,9 +357,9 @@ impl Check<'_> {
     #[allow(clippy::option_option, reason = "a mistake is not a demo that is off")]
     fn demo(&mut self, flags: &Flags) -> Option<Option<usize>> {
         let Some(text) = flags.demo.as_deref() else { return Some(None) };
-        match (boolean(text), text.parse()) {
+        match (boolean(text), whole_number(text)) {
             (Some(is_on), _) => Some(is_on.then_some(DEFAULT_DEMO)),
-            (None, Ok(instances @ 2..=LARGEST_DEMO)) => Some(Some(instances)),
+            (None, Some(instances @ 2..=LARGEST_DEMO)) => Some(Some(instances)),
             _ => self.invalid("--demo", text, "true, false, or a number of instances from 2 to 1000000"),
         }
     }

@@ -91,7 +91,7 @@ pub struct Flags {
     #[arg(long = "zenlayer.profile", value_name = "NAME", num_args = 0..=1, default_missing_value = "current")]
     pub zenlayer_profile: Option<String>,
 
-    /// Poll only these instance IDs; comma-separated or repeated [default: all]
+    /// Poll only these instance IDs, separated by commas or white space, or repeated [default: all]
     #[arg(long = "zenlayer.instance-ids", value_name = "IDS", value_delimiter = ',')]
     pub zenlayer_instance_ids: Vec<String>,
 

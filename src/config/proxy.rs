@@ -12,7 +12,8 @@ use reqwest::Url;
 use zeroize::Zeroizing;
 
 use super::check::Check;
-use super::is_loopback;
+use super::values::{has_host, whole_number};
+use super::{is_loopback, quoted};
 
 /// The proxy that every request goes through.
 #[derive(Clone, PartialEq, Eq)]
@@ -35,7 +36,7 @@ impl Proxy {
         if !["http", "https"].contains(&url.scheme()) {
             return Err(format!("has the scheme {:?}, which is not supported", url.scheme()));
         }
-        if !url.has_host() || url.port() == Some(0) {
+        if !has_host(&url) || url.port() == Some(0) {
             return Err("has no usable host and port".to_owned());
         }
         if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
@@ -104,8 +105,9 @@ impl Check<'_> {
             match Exception::parse(entry) {
                 Some(exception) => bypasses |= exception.covers(endpoint),
                 None => self.mistakes.push(format!(
-                    "invalid entry {entry:?} in {name}: expected a domain, *.DOMAIN, an IP address, a network such as \
-                     10.0.0.0/8, one of these with a port, or *"
+                    "invalid entry {} in {name}: expected a domain, *.DOMAIN, an IP address, a network such as \
+                     10.0.0.0/8, one of these with a port, or *",
+                    quoted(entry)
                 )),
             }
         }
@@ -144,7 +146,7 @@ impl Exception {
         }
         let (host, port) = match entry.rsplit_once(':') {
             Some((host, port)) if !entry.ends_with(']') => {
-                (host, Some(port.parse().ok().filter(|port: &u16| *port > 0)?))
+                (host, Some(whole_number(port).filter(|port: &u16| *port > 0)?))
             }
             _ => (entry, None),
         };

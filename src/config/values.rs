@@ -1,12 +1,37 @@
 //! Values as text → values of their type, and the forms in which a mistake is noted.
 
+use std::str::FromStr;
 use std::time::Duration;
+
+use reqwest::Url;
 
 use super::check::Check;
 use super::environment::variable_of;
 
 /// No timer overflows by it, and nobody who waits longer for a poll means it.
 const LONGEST: Duration = Duration::from_hours(24 * 30);
+
+/// An ID that is longer is in no answer that is used, and a label that is longer is cut.
+pub(super) const LONGEST_TEXT: usize = 256;
+/// The longest name of a host (RFC 1035, section 2.3.4).
+pub(super) const LONGEST_HOST: usize = 253;
+/// What an ID is, as mistakes describe it.
+pub(super) const ID: &str = "an ID of at most 256 bytes, without commas, white space and control characters";
+
+/// Reads digits and nothing else: the standard parser also accepts a sign.
+pub(super) fn whole_number<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// Whether the URL has a host that the DNS can have.
+pub(super) fn has_host(url: &Url) -> bool {
+    url.host_str().is_some_and(|host| host.len() <= LONGEST_HOST)
+}
+
+pub(super) fn is_id(text: &str) -> bool {
+    let is_separator = |c: char| c == ',' || c.is_whitespace() || c.is_control();
+    text.len() <= LONGEST_TEXT && !text.contains(is_separator)
+}
 
 impl Check<'_> {
     pub(super) fn duration(&mut self, flag: &str, text: &str, least: Duration) -> Option<Duration> {
@@ -21,7 +46,7 @@ impl Check<'_> {
     }
 
     pub(super) fn number(&mut self, flag: &str, text: &str, least: usize, most: usize) -> Option<usize> {
-        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+        let number = whole_number(text).filter(|number| (least..=most).contains(number));
         number.or_else(|| self.invalid(flag, text, &format!("a whole number from {least} to {most}")))
     }
 
