@@ -15,6 +15,7 @@ pub(crate) mod reload;
 mod route;
 mod source;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -75,17 +76,28 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 pub async fn bind(address: &ListenAddress) -> io::Result<Vec<TcpListener>> {
     match address {
         ListenAddress::Any(port) => Ok(vec![bind_any(*port)?]),
-        ListenAddress::Host(host, port) => {
-            let resolved = lookup_host((&**host, *port)).await?;
-            // `[::]` means every interface too. One address of several that cannot be had is not missed.
-            let bound: Vec<_> = resolved.map(|address| listen(address, address.ip().is_unspecified())).collect();
-            if bound.iter().any(Result::is_ok) {
-                Ok(bound.into_iter().flatten().collect())
-            } else {
-                bound.into_iter().collect()
-            }
+        ListenAddress::Host(host, port) => bind_each(lookup_host((&**host, *port)).await?),
+    }
+}
+
+/// Listens on as many of the addresses as possible, and warns about the others.
+fn bind_each(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<Vec<TcpListener>> {
+    let (mut listeners, mut failed) = (Vec::new(), Vec::new());
+    // The file of hosts may list one twice.
+    for address in addresses.collect::<BTreeSet<_>>() {
+        // `[::]` means every interface too.
+        match listen(address, address.ip().is_unspecified()) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => failed.push((address, error)),
         }
     }
+    if listeners.is_empty() {
+        return failed.into_iter().map(|(_, error)| Err(error)).collect();
+    }
+    for (address, error) in failed {
+        tracing::warn!(%address, %error, "cannot listen on one of the host's addresses");
+    }
+    Ok(listeners)
 }
 
 /// One socket for IPv6 and IPv4, or for IPv4 alone where the system has no IPv6.
@@ -290,5 +302,52 @@ where
 {
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// The log of what `work` does.
+    fn log_of<T>(work: impl FnOnce() -> T) -> (T, String) {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+
+        impl io::Write for Lines {
+            fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(line);
+                Ok(line.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let result = tracing::subscriber::with_default(subscriber, work);
+        let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        (result, log)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_bound_is_logged_if_another_one_can() {
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = holder.local_addr().unwrap();
+        let other = SocketAddr::from(([127, 0, 0, 2], taken.port()));
+        let (bound, log) = log_of(|| bind_each([taken, other, other].into_iter()).unwrap());
+        let bound: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        assert_eq!(bound, [other]);
+        assert_eq!(log.lines().count(), 1, "{log}");
+        for part in ["WARN", "cannot listen on one of the host's addresses", &format!("address={taken}"), "in use"] {
+            assert!(log.contains(part), "{part}: {log}");
+        }
+        let (none, log) = log_of(|| bind_each([taken].into_iter()));
+        assert_eq!((none.unwrap_err().kind(), &*log), (io::ErrorKind::AddrInUse, ""), "the caller reports it");
     }
 }
