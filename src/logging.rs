@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use prometheus::IntCounter;
@@ -40,6 +40,8 @@ struct Queue {
     lines: VecDeque<Vec<u8>>,
     /// Of these lines and the one that is being written.
     bytes: usize,
+    /// The thread that writes; its own lines always fit.
+    writer: Option<ThreadId>,
 }
 
 impl LogWriter {
@@ -106,8 +108,10 @@ impl LogWriter {
 
     fn add(&self, line: Vec<u8>) {
         let mut queue = self.lock();
+        // The report of lost lines, of which the queue has one at most, must not be lost itself.
+        let is_report = queue.writer == Some(thread::current().id());
         // A line that is alone fits, however long: all mistakes of the settings are printed as one.
-        if queue.bytes > 0 && queue.bytes + line.len() > MAX_BYTES {
+        if !is_report && queue.bytes > 0 && queue.bytes + line.len() > MAX_BYTES {
             self.dropped.inc();
             return;
         }
@@ -117,19 +121,24 @@ impl LogWriter {
     }
 
     fn write_to(&self, mut output: impl Write) {
+        self.lock().writer = Some(thread::current().id());
         let mut reported = 0;
+        // Lines up to and including the report in the queue: the next one waits for it.
+        let mut before_report: usize = 0;
         loop {
             let line = self.next();
             let is_written = write_all(&mut output, &line).is_ok();
             if !is_written {
                 self.dropped.inc();
             }
-            let is_empty = self.remove(line.len());
+            self.remove(line.len());
+            before_report = before_report.saturating_sub(1);
             let lost = self.dropped.get() - reported;
-            if is_written && is_empty && lost > 0 {
+            if is_written && before_report == 0 && lost > 0 {
                 reported += lost;
                 // An error, so that every log level shows it.
                 tracing::error!(lines = lost, "log lines were lost while standard error was blocked");
+                before_report = self.lock().lines.len();
             }
         }
     }
@@ -144,12 +153,10 @@ impl LogWriter {
         }
     }
 
-    /// Returns whether no line is left.
-    fn remove(&self, bytes: usize) -> bool {
+    fn remove(&self, bytes: usize) {
         let mut queue = self.lock();
         queue.bytes -= bytes;
         self.changed.notify_all();
-        queue.bytes == 0
     }
 
     /// A line is added or removed whole, so a queue that a panic interrupted is still sound.
