@@ -299,6 +299,8 @@ pub struct Config {
     pub log: Log,
     /// What works, but is probably not meant.
     pub warnings: Vec<String>,
+    /// What the log should say of the settings besides.
+    pub notes: Vec<String>,
 }
 
 impl Config {
@@ -350,11 +352,12 @@ impl Command {
         let mut check = Check {
             mistakes: given.mistakes,
             warnings: environment.unknown(&arguments::names()),
+            notes: Vec::new(),
             by_variable: &given.by_variable,
             environment,
         };
         match check.command(&given.flags) {
-            Some(command) if check.mistakes.is_empty() => Ok(command.with_warnings(check.warnings)),
+            Some(command) if check.mistakes.is_empty() => Ok(command.with_remarks(check.warnings, check.notes)),
             _ => {
                 let warnings = check.warnings.iter().map(|warning| format!("warning: {warning}"));
                 Err(Refusal::Mistakes(Mistakes(check.mistakes.into_iter().chain(warnings).collect())))
@@ -362,9 +365,11 @@ impl Command {
         }
     }
 
-    fn with_warnings(mut self, warnings: Vec<String>) -> Self {
+    fn with_remarks(mut self, warnings: Vec<String>, notes: Vec<String>) -> Self {
         match &mut self {
-            Self::Serve(config) | Self::Once(config) | Self::Check(config) => config.warnings = warnings,
+            Self::Serve(config) | Self::Once(config) | Self::Check(config) => {
+                (config.warnings, config.notes) = (warnings, notes);
+            }
             Self::Healthcheck(_) => {}
         }
         self

@@ -177,6 +177,9 @@ fn report(config: &Config) {
     if let Some(proxy) = &config.api.proxy {
         tracing::info!(%proxy, "requests to the API go through a proxy");
     }
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
 }
 
 /// What a caller may bring besides the settings.

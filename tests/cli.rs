@@ -614,19 +614,6 @@ fn a_demo_takes_no_account_and_no_proxy() {
     assert_eq!(proxied.status.code(), Some(0), "{}", text(&proxied.stderr));
 }
 
-#[test]
-fn a_proxy_that_is_no_url_is_not_passed_over() {
-    let mut command = exporter(&["--once"]);
-    command.env("ZENLAYER_TOKEN", "token").env("HTTPS_PROXY", "foo:bar:baz");
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(64));
-    assert_eq!(
-        text(&output.stderr),
-        "zenlayer-exporter: invalid settings:\n\
-         HTTPS_PROXY is not a URL: expected an http or https proxy such as http://proxy.example.com:3128\n"
-    );
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn signals_end_it_well() {
     for signal in ["TERM", "INT"] {
@@ -1009,18 +996,4 @@ fn logs_are_json_where_asked() {
     let poll = lines.iter().find(|line| line["message"] == "poll succeeded").unwrap();
     assert_eq!(poll["instances"], 500);
     assert_eq!(poll["pages"], 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_of_the_environment_is_used() {
-    // The simulator stands in for the proxy: it answers whatever host it is asked for.
-    let simulator = simulator(42).await;
-    let output = exporter(&["--once", "--zenlayer.endpoint=http://api.example.invalid", "--zenlayer.allow-plain-http"])
-        .env("ZENLAYER_ACCESS_KEY_ID", KEY_ID)
-        .env("ZENLAYER_ACCESS_KEY_SECRET", PASSWORD)
-        .env("HTTP_PROXY", simulator.endpoint().as_str())
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert_eq!(Metrics::parse(text(&output.stdout)).instances(), held(&simulator));
 }

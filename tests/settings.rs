@@ -523,6 +523,24 @@ async fn a_proxy_is_used_as_it_was_meant_and_logged_without_its_password() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_is_not_used_is_logged_with_the_reason() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    let loopback = format!("--zenlayer.endpoint={}", simulator.endpoint());
+    // Nobody has that name: what becomes of the request does not matter.
+    let excepted = "--zenlayer.endpoint=https://api.invalid".to_owned();
+    for (endpoint, name, reason) in [
+        (loopback, "HTTP_PROXY", "the endpoint is on loopback"),
+        (excepted, "HTTPS_PROXY", "NO_PROXY covers the endpoint"),
+    ] {
+        let variables = [(name, "http://user:hush@proxy.example:3128"), ("NO_PROXY", "*.invalid")];
+        let arguments = ["--once", "--poll.timeout=1s", &endpoint];
+        let (_, log) = run(exporter(&arguments, KEY.into_iter().chain(variables)));
+        assert!(log.contains(&format!("requests to the API do not use {name}: {reason}")), "{log}");
+        assert!(!log.contains("hush"), "{log}");
+    }
+}
+
 #[test]
 fn a_proxy_that_cannot_be_used_is_refused_without_its_password() {
     let expected = "expected an http or https proxy such as http://proxy.example.com:3128";

@@ -17,12 +17,19 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, 
 
 use crate::web_config::san;
 
+/// Certificate files of the system that are reported one by one.
+const MOST_REPORTED: usize = 3;
+
 /// A client configuration that trusts the system's, Mozilla's and the given authorities, and the given certificates
 /// themselves.
 pub(super) fn client_config(authorities: &[CertificateDer<'static>]) -> ClientConfig {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     // What the system has and cannot be parsed is no reason not to start: the rest still verifies.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let system = rustls_native_certs::load_native_certs();
+    for error in system.errors.iter().take(MOST_REPORTED) {
+        tracing::warn!(%error, "a certificate file of the system cannot be read: check SSL_CERT_FILE and SSL_CERT_DIR");
+    }
+    roots.add_parsable_certificates(system.certs);
     // A server's own certificate must not vouch for others: its key could sign a certificate for any name.
     roots.add_parsable_certificates(authorities.iter().filter(|certificate| may_sign(certificate)).cloned());
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -37,6 +37,8 @@ const LONGEST_PATH: usize = 1024;
 pub(super) struct Check<'a> {
     pub(super) mistakes: Vec<String>,
     pub(super) warnings: Vec<String>,
+    /// What is as it should be, but easily overlooked.
+    pub(super) notes: Vec<String>,
     /// Names of the flags whose value is their variable's.
     pub(super) by_variable: &'a BTreeSet<String>,
     pub(super) environment: &'a Environment,
@@ -77,6 +79,7 @@ impl Check<'_> {
             status_series: status_series?,
             log: log?,
             warnings: Vec::new(),
+            notes: Vec::new(),
         })
     }
 
@@ -257,9 +260,16 @@ impl Check<'_> {
         let interval = self.duration("--poll.interval", interval, SECOND);
         let timeout = self.duration("--poll.timeout", &flags.poll_timeout, INSTANT);
         let max_staleness = self.duration("--poll.max-staleness", &flags.poll_max_staleness, SECOND);
-        if interval.zip(max_staleness).is_some_and(|(interval, max_staleness)| max_staleness <= interval) {
-            let wrong = "must be longer than --poll.interval, or series disappear between two polls";
-            self.wrong::<()>("--poll.max-staleness", wrong);
+        if let Some((interval, max_staleness)) = interval.zip(max_staleness)
+            && max_staleness <= interval
+        {
+            let [interval, max_staleness] = [interval, max_staleness].map(humantime::format_duration);
+            let other = self.setting("--poll.interval");
+            let wrong = format!(
+                "is {max_staleness}, and {other} is {interval}: expected more than the interval, or series disappear \
+                 between two polls"
+            );
+            self.wrong::<()>("--poll.max-staleness", &wrong);
         }
         Some(Poll { interval: interval?, timeout: timeout?, max_staleness: max_staleness? })
     }

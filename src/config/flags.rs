@@ -54,11 +54,11 @@ pub struct Flags {
     #[arg(long = "web.config.file", value_name = "FILE")]
     pub web_config_file: Option<String>,
 
-    /// Serve /healthz and /readyz without authentication, whatever --web.config.file says
+    /// Serve /healthz and /readyz without a password and outside rate_limit; client certificates are still required
     #[arg(long = "web.open-health")]
     pub web_open_health: bool,
 
-    /// Maximum number of connections with a request that passed the password check; one more closes the least active one
+    /// Maximum number of authenticated connections; a new one then closes the least active one
     #[arg(long = "web.max-connections", value_name = "N", default_value = "256")]
     pub web_max_connections: String,
 
@@ -171,7 +171,7 @@ pub struct Flags {
     #[arg(long = "once")]
     pub once: bool,
 
-    /// Check all settings and files, make one request, report problems, and exit
+    /// Check all settings and files, send the requests of one poll's start, report problems, and exit
     #[arg(long = "config.check")]
     pub config_check: bool,
 

@@ -76,16 +76,16 @@ impl Check<'_> {
     /// The proxy for the endpoint. Only variables that bear on it are checked: of a broken one for the other scheme, no
     /// request would know.
     pub(super) fn proxy(&mut self, endpoint: &Url) -> Option<Proxy> {
-        // A proxy would look for a loopback address on its own machine.
-        if is_loopback(endpoint) {
-            return None;
-        }
         let of_scheme = match endpoint.scheme() {
             "https" => ["HTTPS_PROXY", "https_proxy"],
             _ => ["HTTP_PROXY", "http_proxy"],
         };
         let (name, text) = self.variable(&of_scheme).or_else(|| self.variable(&["ALL_PROXY", "all_proxy"]))?;
-        if self.bypasses_proxy(endpoint) {
+        // A proxy would look for a loopback address on its own machine.
+        let exception =
+            if is_loopback(endpoint) { Some("the endpoint is on loopback") } else { self.exception(endpoint) };
+        if let Some(reason) = exception {
+            self.notes.push(format!("requests to the API do not use {name}: {reason}"));
             return None;
         }
         Proxy::parse(&text)
@@ -97,8 +97,9 @@ impl Check<'_> {
             .ok()
     }
 
-    fn bypasses_proxy(&mut self, endpoint: &Url) -> bool {
-        let Some((name, text)) = self.variable(&["NO_PROXY", "no_proxy"]) else { return false };
+    /// Why `NO_PROXY` has the endpoint reached directly, if it does.
+    fn exception(&mut self, endpoint: &Url) -> Option<&'static str> {
+        let (name, text) = self.variable(&["NO_PROXY", "no_proxy"])?;
         let entries = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty());
         let mut bypasses = false;
         for entry in entries {
@@ -111,7 +112,7 @@ impl Check<'_> {
                 )),
             }
         }
-        bypasses
+        bypasses.then_some("NO_PROXY covers the endpoint")
     }
 }
 
