@@ -276,7 +276,13 @@ impl Error for ApiError {
 
 /// Text from outside, fit for one line of a log or page: invisible characters are blanks, and it is not long.
 pub fn clean_foreign_text(text: &str) -> String {
-    shortened(&visible(text))
+    shortened(&visible(beginning(text)))
+}
+
+/// As much of a text from outside as is looked at: it may be as long as a body.
+pub(super) fn beginning(text: &str) -> &str {
+    const MOST: usize = 4 << 10;
+    &text[..text.floor_char_boundary(MOST)]
 }
 
 /// The text with a blank in place of each character that is invisible or changes how others are shown.

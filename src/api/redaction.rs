@@ -1,6 +1,7 @@
 //! Takes credentials out of texts from outside: an answer may echo what was sent with the request.
 //!
-//! Invariant: no form of one that has [`SHORTEST`] bytes is left, nor as much of one at the end of a text that was cut.
+//! Invariant: no form of one that has [`SHORTEST`] bytes is left, nor as much of the beginning of one at the end of a
+//! text: any text may have been cut, by whoever sent it, on the way, or here.
 
 use std::cmp::Reverse;
 
@@ -9,24 +10,36 @@ use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use zeroize::Zeroizing;
 
-use super::error::{CUT, shortened, visible};
+use super::error::{beginning, shortened, visible};
 use crate::config::Proxy;
 use crate::secret::Credential;
 
 /// In bytes. A shorter text is part of other words by chance, which must stay readable. No real key or token is as short.
 const SHORTEST: usize = 8;
 const REDACTED: &str = "[redacted]";
+const SIGNATURE: &str = "Signature=";
 /// All but what a URL never encodes (RFC 3986, section 2.3).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What to take out, in lower case, the longest first.
-pub(super) struct Redaction(Vec<Zeroizing<String>>);
+/// What a text can end in that was cut short: a mark, or what stands in place of a part of a character.
+const CUTS: [char; 3] = ['…', '\u{fffd}', '?'];
+
+/// What to take out, in lower case.
+pub(super) struct Redaction {
+    /// The longest first.
+    forms: Vec<Zeroizing<String>>,
+    /// How the `Authorization` header begins, which is no secret on its own.
+    public: String,
+}
 
 impl Redaction {
     /// Takes out the credential, the `Authorization` header that was made of it, and the proxy's password.
     pub(super) fn of(credential: &Credential, authorization: &str, proxy: Option<&Proxy>) -> Self {
         let (Credential::KeyPair { password: secret, .. } | Credential::Token(secret)) = credential;
-        let signature = authorization.rsplit_once("Signature=").map_or("", |(_, signature)| signature);
+        let (public, signature) = match authorization.rfind(SIGNATURE) {
+            Some(place) => authorization.split_at(place + SIGNATURE.len()),
+            None => ("", ""),
+        };
         let for_proxy = proxy.and_then(Proxy::user_and_password).unwrap_or_default();
         // A token for a proxy may stand in the place of the user.
         let proxy_secret = match for_proxy.split_once(':') {
@@ -41,44 +54,48 @@ impl Redaction {
         forms.retain(|form| form.len() >= SHORTEST);
         forms.sort_by_key(|form| Reverse(form.len()));
         forms.dedup();
-        Self(forms)
+        Self { forms, public: public.to_ascii_lowercase() }
     }
 
     /// The text without any of them, fit for one line of a log or page.
     pub(super) fn clean(&self, text: &str) -> String {
-        let text = visible(text);
-        shortened(&self.redacted(&text).unwrap_or(text))
+        let text = visible(beginning(text));
+        shortened(&self.replaced(&text).unwrap_or(text))
     }
 
-    /// The text without any of them; `None` where it has none. In one pass, so that what was replaced stays as it is.
+    /// A text of a page without any of them; `None` where it has none.
     pub(super) fn redacted(&self, text: &str) -> Option<String> {
-        // Nearly every ID and status is shorter than every form of a credential.
-        if self.0.last().is_none_or(|shortest| text.len() < shortest.len()) {
+        // Nearly every ID and status is shorter than every form of a credential, and came whole.
+        if self.forms.last().is_none_or(|shortest| text.len() < shortest.len()) {
             return None;
         }
+        self.replaced(text)
+    }
+
+    /// In one pass, so that what was replaced stays as it is.
+    fn replaced(&self, text: &str) -> Option<String> {
         let lower = Zeroizing::new(text.to_ascii_lowercase());
-        let (mut redacted, mut place, mut is_changed) = (String::new(), 0, false);
+        let (mut replaced, mut place, mut is_changed) = (String::new(), 0, false);
         while let Some(c) = text[place..].chars().next() {
             if let Some(length) = self.length_at_start(&lower[place..]) {
-                redacted.push_str(REDACTED);
+                replaced.push_str(REDACTED);
                 place += length;
                 is_changed = true;
             } else {
-                redacted.push(c);
+                replaced.push(c);
                 place += c.len_utf8();
             }
         }
-        is_changed.then_some(redacted)
+        is_changed.then_some(replaced)
     }
 
     /// How much of the beginning of the text, which is in lower case, is a credential.
     fn length_at_start(&self, text: &str) -> Option<usize> {
-        // A text that was cut short may end with the beginning of one.
-        let cut = text.strip_suffix(CUT).filter(|rest| rest.len() >= SHORTEST);
-        self.0.iter().find_map(|form| match cut {
-            _ if text.starts_with(&***form) => Some(form.len()),
-            Some(cut) if form.starts_with(cut) => Some(cut.len()),
-            _ => None,
+        let whole = self.forms.iter().find(|form| text.starts_with(&***form)).map(|form| form.len());
+        whole.or_else(|| {
+            let rest = text.trim_end_matches(CUTS);
+            let is_cut = rest.len() >= SHORTEST && !self.public.starts_with(rest);
+            (is_cut && self.forms.iter().any(|form| form.starts_with(rest))).then_some(rest.len())
         })
     }
 }
@@ -161,6 +178,34 @@ mod tests {
             Some("a name that was cut [redacted]…")
         );
         assert_eq!(redaction.redacted("a name that was cut 0123456…"), None);
+    }
+
+    #[test]
+    fn a_text_that_ends_within_a_credential_keeps_no_part_of_it() {
+        let secret = "tok_ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+        let encoded = BASE64_STANDARD_NO_PAD.encode(secret);
+        for (sent, prefix) in [(secret, ""), (&*encoded, "the "), (&format!("Bearer {secret}"), "Authorization: ")] {
+            for length in SHORTEST..sent.len() {
+                for cut in ["", "…", "\u{fffd}", "??"] {
+                    let cleaned = token(secret).clean(&format!("{prefix}{}{cut}", &sent[..length]));
+                    assert_eq!(cleaned, format!("{prefix}[redacted]{cut}"), "{length} bytes");
+                }
+            }
+        }
+        let cut = AUTHORIZATION.strip_suffix("356c3").unwrap();
+        assert_eq!(key_pair().clean(cut), "[redacted]", "3 bytes of the signature");
+        for length in 1..AUTHORIZATION.find("efb356c3").unwrap() {
+            let public = &AUTHORIZATION[..length];
+            assert_eq!(key_pair().clean(public), public, "the header is no secret up to the signature");
+        }
+    }
+
+    #[test]
+    fn a_text_of_megabytes_is_cut_before_it_is_cleaned() {
+        let text = "tok_ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ".repeat(100_000);
+        let cleaned = token(text.split(' ').next().unwrap()).clean(&text);
+        assert!(cleaned.starts_with("[redacted] [redacted] ") && cleaned.len() < 1200, "{cleaned}");
+        assert!(!cleaned.contains("tok_"), "{cleaned}");
     }
 
     #[test]
