@@ -144,7 +144,7 @@ faults! {
     error_body_under_200: Fault::answer(200, r#"{"requestId":"T2","code":"OPERATION_DENIED","message":"no"}"#)
         => "client", 1.0, "HTTP 200, code OPERATION_DENIED, no (requestId T2): check --zenlayer.endpoint";
     neither_payload_nor_error: Fault::answer(200, r#"{"response":{}}"#)
-        => "body", 4.0, "HTTP 200, but the body has neither totalCount nor code";
+        => "body", 4.0, "HTTP 200, but the body has neither totalCount nor an error code";
     http_400: Fault::answer(400, r#"{"requestId":"T4","code":"INVALID_PARAMETER","message":"bad"}"#)
         => "client", 1.0, "HTTP 400, code INVALID_PARAMETER, bad (requestId T4)";
     outage_under_400: Fault::answer(400, r#"{"requestId":"T6","code":"SERVICE_TEMPORARY_UNAVAILABLE","message":"m"}"#)
@@ -193,6 +193,12 @@ faults! {
         => "server", 4.0, "try 2 of 4 in 1.0s";
     failure_with_an_empty_payload: Fault::answer(200, r#"{"code":"OPERATION_FAILED","totalCount":0,"dataSet":null}"#)
         => "client", 1.0, "HTTP 200, code OPERATION_FAILED";
+    failure_with_an_empty_payload_in_response: Fault::answer(200, r#"{"requestId":"T2","response":{"code":"INTERNAL_SERVER_ERROR","message":"x","totalCount":0,"dataSet":[]}}"#)
+        => "server", 4.0, "HTTP 200, code INTERNAL_SERVER_ERROR, x (requestId T2), 4 tries";
+    failure_beside_an_empty_payload: Fault::answer(200, r#"{"error":{"code":"OPERATION_DENIED"},"response":{"totalCount":0,"dataSet":[]}}"#)
+        => "client", 1.0, "HTTP 200, code OPERATION_DENIED: check --zenlayer.endpoint";
+    failure_with_a_number_and_an_empty_payload: Fault::answer(200, r#"{"code":500,"message":"x","totalCount":0,"dataSet":[]}"#)
+        => "client", 1.0, "HTTP 200, code 500, x: check --zenlayer.endpoint";
     http_429_with_retry_after: with_header(429, "retry-after", "1", "")
         => "rate_limit", 4.0, "try 2 of 4 in 1.0s";
     rate_limit_under_200: Fault::answer(200, r#"{"requestId":"T9","code":"REQUEST_LIMIT_EXCEEDED","message":"no"}"#)

@@ -12,7 +12,16 @@ const KINDS: [(&str, Kind); 6] = [
     ("OPERATION_FAILED_RESOURCE_NOT_FOUND", Kind::NotFound),
 ];
 
+/// A success has no code (reference: Responses); some servers and gateways give it one of these all the same.
+const SUCCESS: [&str; 4] = ["0", "200", "OK", "SUCCESS"];
+
 const NOT_FOUND: &str = "_NOT_FOUND";
+
+/// Whether the code, if it is one, says that the request failed.
+pub(super) fn is_failure(code: &str) -> bool {
+    let code = code.trim();
+    !code.is_empty() && !SUCCESS.iter().any(|success| code.eq_ignore_ascii_case(success))
+}
 
 /// The kind of a code that decides it on its own.
 pub(super) fn kind(code: &str) -> Option<Kind> {

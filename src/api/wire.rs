@@ -1,7 +1,8 @@
 //! What is on the wire ↔ what the exporter works with (reference: DescribeInstancesStatus, Responses).
 //!
 //! Invariant: an entry without a usable id is counted, and fatal only where it breaks the JSON itself; an answer
-//! without `totalCount` is never an empty account. It must not know how bytes are sent.
+//! without `totalCount`, or with an error code, is never an empty account; no error quotes a value, which may be as long
+//! as the body. It must not know how bytes are sent.
 
 /// Derived code alone would take an array for an object, field by field.
 macro_rules! objects {
@@ -22,7 +23,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
@@ -40,7 +41,7 @@ pub const MAX_IDS: usize = 100;
 pub const MAX_PAGE_SIZE: usize = 1000;
 
 /// Not part of JSON; some servers send it all the same.
-const BYTE_ORDER_MARK: char = '\u{feff}';
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// The longest id taken, in bytes, and the longest other text that is not cut. Real ids have 18.
 const LONGEST_TEXT: usize = 256;
@@ -202,7 +203,7 @@ pub enum Malformed {
     #[error("the body is not the JSON it should be: {0}")]
     Json(#[from] serde_json::Error),
     /// JSON with neither a payload nor an error.
-    #[error("the body has neither totalCount nor code")]
+    #[error("the body has neither totalCount nor an error code")]
     Shape,
 }
 
@@ -223,47 +224,46 @@ pub fn read_infos(body: &[u8]) -> Result<Answer<InfoPage>, Malformed> {
 }
 
 fn read<P: Listing>(body: &[u8]) -> Result<Answer<P>, Malformed> {
-    read_page(body).or_else(|malformed| match read_refusal(body) {
-        Ok(refusal) if refusal.code.as_deref().is_some_and(|code| !code.is_empty()) => Ok(Answer::Refusal(refusal)),
-        _ => Err(malformed),
-    })
-}
-
-fn read_page<P: Listing>(body: &[u8]) -> Result<Answer<P>, Malformed> {
-    let envelope: Envelope<'_, P> = read_object(body)?;
-    let flat = Payload { total_count: envelope.total_count, data_set: envelope.data_set };
-    let Payload { total_count, data_set } = envelope.response.0.unwrap_or(flat);
-    let mut page = data_set.map(|entries| entries.0).unwrap_or_default();
-    match (total_count, envelope.code.usable()) {
-        // A failure may carry a payload at its defaults, which must not pass for an empty account.
-        (_, Some(_)) if page.listed() == 0 => Err(Malformed::Shape),
-        (Some(total_count), _) => {
-            let request_id = envelope.request_id.0.map(|id| id.into_owned().into_boxed_str());
-            let head = page.head_mut();
-            (head.total_count, head.request_id) = (total_count, request_id);
-            Ok(Answer::Page(page))
-        }
-        (None, _) => Err(Malformed::Shape),
+    let page = read_page::<P>(body);
+    if page.as_ref().is_ok_and(|page| page.listed() > 0) {
+        return page.map(Answer::Page);
+    }
+    // A failure may carry a payload at its defaults, which must not pass for an empty account.
+    match read_refusal(body) {
+        Ok(refusal) if refusal.code.is_some() => Ok(Answer::Refusal(refusal)),
+        _ => page.map(Answer::Page),
     }
 }
 
-fn read_object<'a, T: Shape<'a>>(body: &'a [u8]) -> Result<T, Malformed> {
-    serde_json::from_str::<Loose<T>>(json_text(body)?)?.0.ok_or(Malformed::Shape)
+fn read_page<P: Listing>(body: &[u8]) -> Result<P, Malformed> {
+    let json = std::str::from_utf8(json(body)?)?;
+    let Envelope { request_id, response, total_count, data_set } =
+        serde_json::from_str::<Loose<Envelope<'_, P>>>(json)?.0.ok_or(Malformed::Shape)?;
+    let Payload { total_count, data_set } = response.0.unwrap_or(Payload { total_count, data_set });
+    let Count(total_count) = total_count.ok_or(Malformed::Shape)?;
+    let mut page = data_set.map(|entries| entries.0).unwrap_or_default();
+    let request_id = request_id.0.map(|id| id.into_owned().into_boxed_str());
+    let head = page.head_mut();
+    (head.total_count, head.request_id) = (total_count, request_id);
+    Ok(page)
 }
 
-/// The text of a body that may be JSON, without a byte order mark.
-fn json_text(body: &[u8]) -> Result<&str, Malformed> {
+/// A body that may be JSON, without a byte order mark. It may be no UTF-8.
+fn json(body: &[u8]) -> Result<&[u8], Malformed> {
     if let Some(encoding) = marked_encoding(body) {
         return Err(Malformed::OtherUtf(encoding));
     }
     if body.starts_with(b"\x1f\x8b") {
         return Err(Malformed::Gzip);
     }
-    let text = std::str::from_utf8(body)?.trim_start_matches(BYTE_ORDER_MARK);
-    match text.trim_start().as_bytes().first() {
+    let mut json = body;
+    while let Some(rest) = json.strip_prefix(BYTE_ORDER_MARK) {
+        json = rest;
+    }
+    match json.trim_ascii_start().first() {
         None => Err(Malformed::Empty),
         Some(b'<') => Err(Malformed::Html),
-        Some(_) => Ok(text),
+        Some(_) => Ok(json),
     }
 }
 
@@ -272,19 +272,27 @@ fn json_text(body: &[u8]) -> Result<&str, Malformed> {
 struct Envelope<'a, P> {
     #[serde(borrow, default)]
     request_id: Text<'a>,
-    #[serde(borrow, default)]
-    code: Text<'a>,
     #[serde(default)]
     response: Loose<Payload<P>>,
-    total_count: Option<u64>,
+    total_count: Option<Count>,
     data_set: Option<Entries<P>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", bound = "P: Listing")]
 struct Payload<P> {
-    total_count: Option<u64>,
+    total_count: Option<Count>,
     data_set: Option<Entries<P>>,
+}
+
+/// `totalCount`. Derived code would quote whatever stands in its place.
+struct Count(u64);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let json = <&RawValue>::deserialize(deserializer)?.get();
+        json.parse().map(Self).map_err(|_| D::Error::custom("totalCount must be a non-negative integer"))
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -313,19 +321,55 @@ impl<'de, P: Listing> Deserialize<'de> for Entries<P> {
             fn visit_seq<A: SeqAccess<'de>>(self, entries: A) -> Result<P, A::Error> {
                 P::take(entries)
             }
+
+            fn visit_str<E: Error>(self, _: &str) -> Result<P, E> {
+                Err(E::invalid_type(Unexpected::Other("string"), &self))
+            }
         }
 
-        deserializer.deserialize_seq(EntriesVisitor(PhantomData)).map(Entries)
+        // `deserialize_seq` would quote a string that stands in its place.
+        deserializer.deserialize_any(EntriesVisitor(PhantomData)).map(Entries)
     }
 }
 
-/// A string, borrowed from the body where nothing in it is escaped.
-type Text<'a> = Loose<Cow<'a, str>>;
+/// A text; `None` where anything else stands in its place. Borrowed from the body where nothing in it is escaped.
+#[derive(Default)]
+struct Text<'a>(Option<Cow<'a, str>>);
 
 impl Text<'_> {
     fn usable(&self) -> Option<&str> {
         self.0.as_deref().filter(|text| is_label(text))
     }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Raw, since the parser would fail at half a surrogate pair, and with it the whole page.
+        <&RawValue>::deserialize(deserializer).map(|json| Self(text(json.get())))
+    }
+}
+
+/// What a JSON string says; `None` for any other value, and where it has half a surrogate pair.
+fn string(json: &str) -> Option<Cow<'_, str>> {
+    let plain = json.strip_prefix('"')?.strip_suffix('"')?;
+    if plain.contains('\\') { serde_json::from_str(json).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(plain)) }
+}
+
+/// The same with U+FFFD in place of half a surrogate pair: a name that was cut short in UTF-16 may end in one.
+fn text(json: &str) -> Option<Cow<'_, str>> {
+    #[derive(Deserialize)]
+    struct Bytes<'a>(#[serde(borrow)] Cow<'a, [u8]>);
+
+    string(json).or_else(|| {
+        let Bytes(bytes) = json.starts_with('"').then(|| serde_json::from_str(json).ok()).flatten()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned().into())
+    })
+}
+
+/// The digits of an integer, of any size; `None` for any other value.
+fn integer(json: &str) -> Option<Cow<'_, str>> {
+    let digits = json.strip_prefix('-').unwrap_or(json);
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then_some(Cow::Borrowed(json))
 }
 
 /// NUL ends the input of some scrapers, so it makes a text unusable as a label. White space alone names nothing.
@@ -360,13 +404,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Id<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Raw, since the parser would make a float of a large integer.
         let json = <&RawValue>::deserialize(deserializer)?.get();
-        let is_integer = json.strip_prefix('-').unwrap_or(json).bytes().all(|byte| byte.is_ascii_digit());
-        let plain = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).filter(|text| !text.contains('\\'));
-        Ok(Self(match plain {
-            Some(text) => Some(text.into()),
-            None if is_integer => Some(json.into()),
-            None => serde_json::from_str::<Text<'de>>(json).ok().and_then(|text| text.0),
-        }))
+        Ok(Self(string(json).or_else(|| integer(json))))
     }
 }
 
@@ -381,10 +419,6 @@ impl<T> Default for Loose<T> {
 
 /// What can be expected: each shape takes one kind of JSON value.
 pub(crate) trait Shape<'de>: Sized {
-    fn from_text(_: Cow<'de, str>) -> Option<Self> {
-        None
-    }
-
     fn from_object<A: MapAccess<'de>>(mut entries: A) -> Result<Option<Self>, A::Error> {
         while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         Ok(None)
@@ -393,12 +427,6 @@ pub(crate) trait Shape<'de>: Sized {
     fn from_array<A: SeqAccess<'de>>(mut items: A) -> Result<Option<Self>, A::Error> {
         while items.next_element::<IgnoredAny>()?.is_some() {}
         Ok(None)
-    }
-}
-
-impl<'de: 'a, 'a> Shape<'de> for Cow<'a, str> {
-    fn from_text(text: Cow<'de, str>) -> Option<Self> {
-        Some(text)
     }
 }
 
@@ -431,12 +459,8 @@ impl<'de, T: Shape<'de>> Visitor<'de> for LooseVisitor<T> {
         f.write_str("any value")
     }
 
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(T::from_text(Cow::Borrowed(text)))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(T::from_text(Cow::Owned(text.to_owned())))
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(None)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<Self::Value, A::Error> {
@@ -593,23 +617,92 @@ mod tests {
             request_id: Some("T1".into()),
         };
         assert_eq!(read_answer(body).unwrap(), Answer::Refusal(refusal));
-        let with_defaults = br#"{"code":"OPERATION_FAILED","totalCount":0,"dataSet":null}"#;
-        assert!(matches!(read_answer(with_defaults), Ok(Answer::Refusal(_))), "a failure is no empty account");
+    }
+
+    #[test]
+    fn an_empty_listing_with_an_error_code_is_a_refusal() {
+        let code_of = |body: &str| match read_answer(body.as_bytes()) {
+            Ok(Answer::Refusal(refusal)) => refusal.code.unwrap(),
+            other => panic!("no refusal: {other:?}: {body}"),
+        };
+        let long = "X".repeat(300);
+        for (code, expected) in
+            [(r#""NO""#, "NO"), ("500", "500"), (r#""N\u0000O""#, "N\0O"), (&format!("{long:?}"), &*long)]
+        {
+            for body in [
+                format!(r#"{{"code":{code},"message":"x","totalCount":0,"dataSet":[]}}"#),
+                format!(r#"{{"code":{code},"totalCount":0,"dataSet":null}}"#),
+                format!(r#"{{"code":{code},"totalCount":7}}"#),
+                format!(r#"{{"requestId":"T","response":{{"code":{code},"totalCount":0,"dataSet":[]}}}}"#),
+                format!(r#"{{"error":{{"code":{code}}},"response":{{"totalCount":0,"dataSet":[]}}}}"#),
+                format!(r#"{{"code":0,"response":{{"Error":{{"Code":{code}}},"totalCount":0}}}}"#),
+            ] {
+                assert_eq!(&*code_of(&body), expected, "{body}");
+            }
+        }
+        let listed = r#"{"code":"NO","totalCount":1,"dataSet":[{"instanceId":"a"}]}"#;
+        assert_eq!(page(listed).ids().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn an_empty_listing_with_a_code_that_says_success_is_an_empty_account() {
+        for code in ["0", "200", r#""0""#, r#""OK""#, r#""Success""#, r#""""#, "null"] {
+            let body =
+                format!(r#"{{"code":{code},"message":"x","response":{{"code":{code},"totalCount":0,"dataSet":[]}}}}"#);
+            assert_eq!(page(&body), Page::default(), "{body}");
+        }
+        assert_eq!(malformed(br#"{"code":"OK"}"#), "the body has neither totalCount nor an error code");
+    }
+
+    #[test]
+    fn no_error_quotes_a_value() {
+        let long = "x".repeat(10_000);
+        for body in [
+            format!(r#"{{"totalCount":1,"dataSet":"{long}"}}"#),
+            format!(r#"{{"totalCount":"{long}","dataSet":[]}}"#),
+            format!(r#"{{"response":{{"totalCount":1,"dataSet":"\n{long}"}}}}"#),
+            format!(r#"{{"response":"{long}"}}"#),
+            format!(r#"{{"{long}":1"#),
+            format!(r#""{long}""#),
+            format!(r#"{{"totalCount":{}}}"#, "1".repeat(10_000)),
+        ] {
+            let says = malformed(body.as_bytes());
+            assert!(says.len() < 150, "{says}");
+        }
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_costs_no_entry() {
+        let status = |status: &str| {
+            let body = format!(r#"{{"totalCount":1,"dataSet":[{{"instanceId":"a","instanceStatus":"{status}"}}]}}"#);
+            page(&body).entries().next().unwrap().1.to_owned()
+        };
+        for half in [r"\ud83d", r"\ude00", r"\ud83d\ud83d"] {
+            let read = status(&format!("a\\n{half}b"));
+            assert!(read.contains('\u{fffd}'), "{read:?}");
+            assert_eq!(read.replace('\u{fffd}', ""), "a\nb");
+        }
+        assert_eq!(status(r"a\ud83d\ude00b"), "a😀b");
     }
 
     #[test]
     fn what_is_no_answer_says_why() {
         assert_eq!(malformed(b""), "the body is empty");
         assert_eq!(malformed(b" \n<html>"), "the body is HTML, not JSON");
-        assert_eq!(malformed(b"[null,3,[]]"), "the body has neither totalCount nor code");
-        assert_eq!(malformed(b"{}"), "the body has neither totalCount nor code");
-        assert_eq!(malformed(b"{\"response\":{}}"), "the body has neither totalCount nor code");
+        assert_eq!(malformed(b"[null,3,[]]"), "the body has neither totalCount nor an error code");
+        assert_eq!(malformed(b"{}"), "the body has neither totalCount nor an error code");
+        assert_eq!(malformed(b"{\"response\":{}}"), "the body has neither totalCount nor an error code");
         assert_eq!(malformed(b"{\"totalCount\":1,\"x\":\"\xff\"}"), "the body is not UTF-8");
         assert_eq!(
             malformed(b"{\"totalCount\":1,\"dataSet\":[{\"instanceId\":\"a"),
             "the body is not the JSON it should be: EOF while parsing a string at line 1 column 43"
         );
-        assert!(malformed(br#"{"totalCount":-1}"#).starts_with("the body is not the JSON it should be"));
+        for total in ["-1", "1.5", "\"7\"", "[]"] {
+            assert_eq!(
+                malformed(format!(r#"{{"totalCount":{total}}}"#).as_bytes()).split(" at ").next(),
+                Some("the body is not the JSON it should be: totalCount must be a non-negative integer")
+            );
+        }
     }
 
     #[test]

@@ -254,6 +254,16 @@ mod tests {
     }
 
     #[test]
+    fn half_a_surrogate_pair_costs_no_entry() {
+        let page = with_entry(
+            r#"{"instanceId":"a","instanceName":"web\ud83d","zoneId":"\ude00","tags":{"tags":[{"key":"env","value":"x\ud83d"}]}}"#,
+        );
+        let entry = page.entries().next().unwrap();
+        let read = [entry.name, entry.shared[0], entry.tag("env")].map(|text| text.replace('\u{fffd}', ""));
+        assert_eq!(read, ["web", "", "x"]);
+    }
+
+    #[test]
     fn tags_of_any_shape_spoil_nothing_but_themselves() {
         let page = with_entry(
             r#"{"instanceId":"a","tags":{"tags":[null,7,["env","x"],{},{"key":"env"},{"key":7,"value":"x"},
@@ -299,6 +309,6 @@ mod tests {
     fn an_error_body_is_a_refusal_and_another_shape_is_none() {
         let refused = InfoPage::read(br#"{"requestId":"T1","code":"OPERATION_DENIED","message":"no"}"#);
         assert!(matches!(refused, Ok(Answer::Refusal(_))), "{refused:?}");
-        assert_eq!(InfoPage::read(b"{}").unwrap_err().to_string(), "the body has neither totalCount nor code");
+        assert_eq!(InfoPage::read(b"{}").unwrap_err().to_string(), "the body has neither totalCount nor an error code");
     }
 }

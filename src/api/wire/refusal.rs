@@ -1,19 +1,24 @@
 //! Reads error bodies (reference: Responses).
 //!
 //! Invariant: code, message and request ID are found whatever follows them: a body that breaks off, goes on after its
-//! end, or has another shape loses only what cannot be read.
+//! end, or has another shape loses only what cannot be read. Reading takes no more memory than the longest value of the
+//! body, and what is kept is short.
 
 use std::fmt;
+use std::io::{self, Read};
 
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
-use super::{Malformed, Text, json_text};
+use super::{Malformed, integer, json, text};
+use crate::api::codes;
+use crate::api::error::beginning;
 
 /// What the API says about a request that it refused, as it was sent: clean it before it is shown.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Refusal {
-    /// Stable.
+    /// Stable; `None` where it says success.
     pub code: Option<Box<str>>,
     /// For people; it may change.
     pub message: Option<Box<str>>,
@@ -26,33 +31,32 @@ pub struct Refusal {
 /// # Errors
 /// When it holds none of the three and is no JSON object.
 pub fn read_refusal(body: &[u8]) -> Result<Refusal, Malformed> {
-    let lossy;
-    let text = match json_text(body) {
-        // Bytes of another encoding in the message, or a character cut in two, must not hide the code.
-        Err(Malformed::Encoding(_)) => {
-            lossy = String::from_utf8_lossy(body);
-            json_text(lossy.as_bytes())?
-        }
-        text => text?,
-    };
-    let (refusal, result) = read(text);
-    match result {
-        Ok(Found::Object) => Ok(refusal),
+    let mut refusal = Refusal::default();
+    // What follows the object is not looked at.
+    let mut deserializer = serde_json::Deserializer::from_reader(Repaired(repaired(json(body)?)));
+    match (Object { refusal: &mut refusal, is_outermost: true }.deserialize(&mut deserializer)) {
         Ok(Found::Other) => Err(Malformed::Shape),
-        Err(error) => {
-            // A string that was cut off keeps its beginning; what came before it is read as before.
-            let refusal = if error.is_eof() { read(&format!("{text}\"")).0 } else { refusal };
-            if refusal == Refusal::default() { Err(Malformed::Json(error)) } else { Ok(refusal) }
-        }
+        Err(error) if refusal == Refusal::default() => Err(Malformed::Json(error)),
+        Ok(Found::Object) | Err(_) => Ok(refusal),
     }
 }
 
-fn read(text: &str) -> (Refusal, Result<Found, serde_json::Error>) {
-    let mut refusal = Refusal::default();
-    // What follows the object is not looked at.
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let result = Object { refusal: &mut refusal, is_outermost: true }.deserialize(&mut deserializer);
-    (refusal, result)
+/// Bytes of another encoding in the message, a character cut in two, or a string that was cut off must not hide the code.
+/// A byte takes the place of each that is wrong, so that a text does not grow.
+fn repaired(json: &[u8]) -> impl Iterator<Item = u8> {
+    let repaired = json.utf8_chunks().flat_map(|chunk| {
+        let wrong = chunk.invalid().iter().map(|_| b'?');
+        chunk.valid().bytes().chain(wrong)
+    });
+    repaired.chain(*b"\"")
+}
+
+struct Repaired<I>(I);
+
+impl<I: Iterator<Item = u8>> Read for Repaired<I> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(buffer.iter_mut().zip(&mut self.0).map(|(place, byte)| *place = byte).count())
+    }
 }
 
 /// What stands in the place of an object.
@@ -81,11 +85,14 @@ impl Object<'_> {
             }
             _ => return entries.next_value::<IgnoredAny>().map(drop),
         };
-        let text: Text<'de> = entries.next_value()?;
-        if let Some(text) = text.0
+        // Raw, since the parser would fail at half a surrogate pair.
+        let json: Box<RawValue> = entries.next_value()?;
+        let text = text(json.get()).or_else(|| integer(json.get()));
+        let is_word = |text: &str| key != "code" || codes::is_failure(text);
+        if let Some(text) = text.as_deref().filter(|text| is_word(text))
             && (self.is_outermost || word.is_none())
         {
-            *word = Some(text.into_owned().into_boxed_str());
+            *word = Some(beginning(text).into());
         }
         Ok(())
     }
@@ -182,15 +189,39 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_is_no_string_is_left_out() {
-        assert_eq!(words(br#"{"code":7,"message":["no"],"requestId":{"code":"X"}}"#), [None, None, None]);
+    fn a_word_is_a_string_or_an_integer() {
+        assert_eq!(words(br#"{"code":true,"message":["no"],"requestId":{"code":"X"}}"#), [None, None, None]);
+        let integers = ["500", "-1", "18446744073709551616"].map(|word| Some(word.to_owned()));
+        assert_eq!(words(br#"{"code":500,"message":-1,"requestId":18446744073709551616}"#), integers);
+    }
+
+    #[test]
+    fn a_code_that_says_success_is_none() {
+        for code in ["0", "200", r#""0""#, r#""ok""#, r#""Success""#, r#""""#, r#"" ""#, "null"] {
+            let body = format!(r#"{{"code":{code},"message":"no","requestId":"T1","response":{{"code":"X"}}}}"#);
+            assert_eq!(words(body.as_bytes()), all_three(), "{code} hides no code below it");
+        }
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_hides_no_word() {
+        let [code, message, request_id] = words(br#"{"message":"a\ud83d\"","code":"X","requestId":"T1"}"#);
+        assert_eq!((code.as_deref(), request_id.as_deref()), (Some("X"), Some("T1")));
+        assert_eq!(message.unwrap().replace('\u{fffd}', ""), "a\"");
+    }
+
+    #[test]
+    fn a_word_is_kept_short() {
+        let body = format!(r#"{{"message":"{}","code":"X"}}"#, "é".repeat(100_000));
+        let [code, message, _] = words(body.as_bytes());
+        assert_eq!((code.as_deref(), message.unwrap()), (Some("X"), "é".repeat(2048)));
     }
 
     #[test]
     fn what_holds_no_word_says_why() {
         let reason = |body: &[u8]| read_refusal(body).unwrap_err().to_string();
         assert_eq!(reason(b"<html>"), "the body is HTML, not JSON");
-        assert_eq!(reason(b"[{\"code\":\"X\"}]"), "the body has neither totalCount nor code");
+        assert_eq!(reason(b"[{\"code\":\"X\"}]"), "the body has neither totalCount nor an error code");
         assert!(reason(b"{\"status\":").starts_with("the body is not the JSON it should be: EOF"));
         assert_eq!(words("[".repeat(1_000_000).as_bytes()), [None, None, None]);
         let deep = format!(r#"{{"code":"X","message":"no","requestId":"T1","x":{}"#, "[".repeat(1_000_000));
