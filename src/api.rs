@@ -1,7 +1,8 @@
 //! The client: one signed request at a time, with retries, pacing and limits.
 //!
 //! Invariant: whatever the other side sends, a try ends within its timeout, all bodies together hold no more memory than
-//! their budget, and no text of the other side is kept before the credential is taken out of it.
+//! their budget, reading one takes little more than its length again, and no text of the other side is kept before it is
+//! cut short and the credential is taken out of it.
 //! It must not know about polls, metrics or what the answers are for.
 
 mod body;
@@ -223,6 +224,7 @@ impl Session<'_> {
                 Err(failed) => failed,
             };
             error.request = Some((action, part));
+            error.advice = self.advice(action, error.kind);
             error.tries = tries;
             if pause.is_some() {
                 pacer.remember(&error);
@@ -247,6 +249,19 @@ impl Session<'_> {
                 tokio::time::sleep(wait).await;
             }
             tries += 1;
+        }
+    }
+
+    /// What to do about a failure, where that depends on the action or the settings.
+    fn advice(&self, action: Action, kind: Kind) -> Option<&'static str> {
+        match kind {
+            Kind::RateLimit if action == Action::DescribeInstances => {
+                Some("raise --collector.instance-info.interval or --poll.interval, or ask Zenlayer for a higher limit")
+            }
+            Kind::NotFound | Kind::Client if self.settings().resource_group_id.is_some() => Some(
+                "check --zenlayer.resource-group-id, --zenlayer.endpoint, --zenlayer.service and --zenlayer.api-version",
+            ),
+            _ => None,
         }
     }
 

@@ -92,18 +92,18 @@ impl Collector {
     pub(crate) async fn round(&self) -> Option<Infos> {
         let started = Instant::now();
         let round = self.api_round();
-        let result = round.finish(self.read_all(&round)).await;
+        let result = round.finish(self.read_all(&round)).await.map_err(advise);
         self.telemetry.infos_collected(result.is_ok());
         let duration = format!("{:.3}s", started.elapsed().as_secs_f64());
         match result {
             Ok(infos) => {
-                tracing::info!(instances = infos.len(), duration, "info round succeeded");
+                tracing::info!(instances = infos.len(), duration, "instance metadata collected");
                 Some(infos)
             }
             Err(error) => {
                 let interval = humantime::format_duration(self.settings.interval);
                 let next = format!("next round within {interval}, until then the previous metadata stays");
-                log(&error, &next, "info round failed");
+                log(&error, &next, "collecting instance metadata failed");
                 None
             }
         }
@@ -120,7 +120,17 @@ impl Collector {
             }
             Ok(reading.findings.into_infos())
         });
-        found.await.inspect_err(|error| log(error, "the next round asks for all", "info look-up failed")).ok()
+        found
+            .await
+            .map_err(advise)
+            .inspect_err(|error| {
+                log(
+                    error,
+                    "the next round reads the metadata of all instances",
+                    "looking up metadata of new instances failed",
+                )
+            })
+            .ok()
     }
 
     fn api_round(&self) -> Round<'_> {
@@ -224,6 +234,14 @@ impl Reading<'_> {
         }
         Ok(infos)
     }
+}
+
+/// A round takes as long as its interval, or a poll where that may take longer.
+fn advise(mut error: ApiError) -> ApiError {
+    if error.kind == Kind::Deadline {
+        error.advice = Some("raise --collector.instance-info.interval or --zenlayer.concurrency");
+    }
+    error
 }
 
 fn log(error: &ApiError, next: &str, message: &str) {

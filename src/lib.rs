@@ -66,7 +66,7 @@ use std::time::Duration;
 use prometheus::IntCounter;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use crate::api::wire::Listing;
 use crate::api::{ApiError, Backoff, Client, InfoPage, Page, Round, Session};
@@ -95,8 +95,8 @@ pub enum RunError {
     /// The simulated API has no port.
     #[error("cannot start the simulated API on loopback: {0}")]
     Simulator(#[from] io::Error),
-    /// The poll task is dead: a server that only looks healthy would be worse than none.
-    #[error("the poll loop ended: {0}")]
+    /// A task is dead: a server that only looks healthy would be worse than none.
+    #[error("the poll loop or the metadata collector ended: {0}")]
     Poller(#[from] tokio::task::JoinError),
     /// The one poll that was asked for failed.
     #[error(transparent)]
@@ -257,7 +257,13 @@ pub async fn run(
             never = pat_while_healthy(&site, watchdog) => match never {},
         }
     };
-    while_polling(tokio::spawn(keep_up(poller, collector, reload)), serving).await
+    // A task each: long answers about metadata must not delay polls.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(poller.run(reload));
+    if let Some(collector) = collector {
+        tasks.spawn(collector.run());
+    }
+    while_polling(tasks, serving).await
 }
 
 fn keep_fresh(
@@ -290,23 +296,11 @@ async fn pat_while_healthy(site: &Site, watchdog: Option<Watchdog>) -> Infallibl
     }
 }
 
-/// Polls, and collects metadata; one task, so that a panic of either is known.
-async fn keep_up(poller: Poller, collector: Option<Collector>, reload: watch::Receiver<()>) -> Infallible {
-    let Some(collector) = collector else { return poller.run(reload).await };
+/// Serves for as long as all tasks live, which end with it: with a dead poller, a server only looks healthy.
+async fn while_polling(mut tasks: JoinSet<Infallible>, serving: impl Future<Output = ()>) -> Result<(), RunError> {
     tokio::select! {
-        never = poller.run(reload) => never,
-        never = collector.run() => never,
-    }
-}
-
-/// Serves for as long as the poll task lives: with a dead poller, a server only looks healthy.
-async fn while_polling(mut polling: JoinHandle<Infallible>, serving: impl Future<Output = ()>) -> Result<(), RunError> {
-    tokio::select! {
-        () = serving => {
-            polling.abort();
-            Ok(())
-        }
-        Err(ended) = &mut polling => Err(RunError::Poller(ended)),
+        () = serving => Ok(()),
+        Some(Err(ended)) = tasks.join_next() => Err(RunError::Poller(ended)),
     }
 }
 
@@ -432,10 +426,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_of_the_poller_ends_the_server_with_its_message() {
-        let poller = tokio::spawn(async { panic!("out of cheese") });
-        let error = while_polling(poller, std::future::pending()).await.unwrap_err().to_string();
-        assert!(error.starts_with("the poll loop ended: "), "{error}");
+    async fn a_panic_of_any_task_ends_the_server_with_its_message() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(std::future::pending());
+        tasks.spawn(async { panic!("out of cheese") });
+        let error = while_polling(tasks, std::future::pending()).await.unwrap_err().to_string();
+        assert!(error.starts_with("the poll loop or the metadata collector ended: "), "{error}");
         assert!(error.contains("out of cheese"), "{error}");
     }
 
@@ -470,11 +466,12 @@ mod tests {
     #[tokio::test]
     async fn a_shutdown_ends_the_poller() {
         let (alive, dropped) = tokio::sync::oneshot::channel::<()>();
-        let poller = tokio::spawn(async move {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
             let _alive = alive;
             std::future::pending().await
         });
-        while_polling(poller, async {}).await.unwrap();
+        while_polling(tasks, async {}).await.unwrap();
         assert!(dropped.await.is_err(), "the poller went on");
     }
 }

@@ -95,6 +95,8 @@ pub struct Knobs {
     pub fault_by_id: bool,
     /// It goes wrong only on this many connections, the first that were opened; `None`: on all.
     pub fault_on_first: Option<usize>,
+    /// It spares the pages with a smaller number.
+    pub fault_from_page: usize,
 }
 
 impl Knobs {
@@ -120,6 +122,7 @@ impl Knobs {
             fault_of: None,
             fault_by_id: false,
             fault_on_first: None,
+            fault_from_page: 1,
         }
     }
 
@@ -266,18 +269,18 @@ async fn answer(
     tokio::time::sleep(knobs.latency).await;
     let (head, body) = request.into_parts();
     let request_id = format!("T{:016X}", fastrand::u64(..));
-    let mut by_id = false;
-    let outcome = match Limited::new(body, MAX_REQUEST).collect().await {
-        Ok(body) => {
-            let body = body.to_bytes();
-            by_id = serde_json::from_slice(&body).is_ok_and(|query: Describe| !query.instance_ids.is_empty());
-            state.describe(&knobs, &head, &body)
-        }
+    let body = Limited::new(body, MAX_REQUEST).collect().await.map(http_body_util::Collected::to_bytes);
+    let outcome = match &body {
+        Ok(body) => state.describe(&knobs, &head, body),
         Err(_) => Err(Rejection(413, "REQUEST_TOO_LARGE", "the request is too large")),
     };
+    let query: Option<Describe> = body.ok().and_then(|body| serde_json::from_slice(&body).ok());
     let hit = |only: Action| text(&head.headers, "x-zc-action") == only.to_string();
     let is_faulty = knobs.fault_of.is_none_or(hit)
-        && (by_id || !knobs.fault_by_id)
+        && query.is_none_or(|query| {
+            let by_id = !query.instance_ids.is_empty();
+            (by_id || !knobs.fault_by_id) && query.page_num >= knobs.fault_from_page
+        })
         && knobs.fault_on_first.is_none_or(|first| connection <= first);
     let fault = knobs.fault.as_ref().filter(|_| is_faulty);
     let mut response = match (&outcome, fault) {

@@ -848,6 +848,10 @@ async fn the_password_of_a_proxy_is_nowhere_to_be_read() {
         .unwrap();
     let log = text(&output.stderr);
     assert!(log.contains("HTTP 407, code [redacted] Basic [redacted]==, not accepted"), "{log}");
+    assert!(
+        log.contains(": check user name and password of the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY"),
+        "{log}"
+    );
     for leaked in ["hush", "dXNlcjpodXNoQHRoZS1wcm94eQ"] {
         assert!(!log.contains(leaked), "{log}");
     }
@@ -975,6 +979,40 @@ async fn large_bodies_share_one_budget_of_memory() {
     running.until(|metrics| metrics.count("zenlayer_instance_info") == INSTANCES).await;
     let peak = running.proc_status("VmHWM") / 1024;
     assert!(peak < 90, "{peak} MiB at most, with 8 pages of 15 MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_one_long_text_takes_little_more_memory_than_its_length() {
+    // A parser would quote, escape or copy these.
+    let refusal = |length: usize, byte| [&br#"{"code":"NO","message":""#[..], &vec![byte; length]].concat();
+    let misplaced = |place: &str| format!(r#"{{"totalCount":1,"{place}":"{}"}}"#, "\u{7f}".repeat(8 << 20));
+    for (action, status, body) in [
+        (Action::DescribeInstances, 200, misplaced("dataSet").into_bytes()),
+        (Action::DescribeInstances, 400, refusal(8 << 20, b'\xff')),
+        (Action::DescribeInstancesStatus, 500, refusal(2 << 20, b'\xff')),
+    ] {
+        let simulator = simulator(20_000).await;
+        let beginning = String::from_utf8_lossy(&body[..40]).into_owned();
+        simulator.set(|knobs| {
+            knobs.fault = Some(Fault::answer(status, body));
+            knobs.fault_of = Some(action);
+            knobs.fault_from_page = 2;
+        });
+        let flags = [
+            "--web.listen-address=127.0.0.1:0",
+            "--zenlayer.concurrency=16",
+            "--poll.interval=1s",
+            "--collector.instance-info",
+            "--collector.instance-info.interval=1s",
+        ];
+        let running = Running::start(&mut on_simulator(&simulator, &flags));
+        let (action, code) = (action.to_string(), if status == 200 { "body".to_owned() } else { status.to_string() });
+        let labels = [("action", &*action), ("code", &*code)];
+        // The budget holds two at once.
+        running.until(|metrics| metrics.value("zenlayer_exporter_api_requests_total", &labels) >= Some(2.0)).await;
+        let peak = running.proc_status("VmHWM") / 1024;
+        assert!(peak < 90, "{peak} MiB at most, with answers that begin with {beginning}");
+    }
 }
 
 #[test]

@@ -130,9 +130,9 @@ fn long_refusal(length: usize) -> String {
 
 faults! {
     http_500: Fault::answer(500, r#"{"requestId":"T5","code":"INTERNAL_SERVER_ERROR","message":"oops"}"#)
-        => "server", 4.0, "HTTP 500, code INTERNAL_SERVER_ERROR, oops (requestId T5), 4 tries: the API itself fails";
+        => "server", 4.0, "HTTP 500, code INTERNAL_SERVER_ERROR, oops (requestId T5), 4 tries: the API itself failed";
     html_502: Fault::answer(502, HTML)
-        => "server", 4.0, "DescribeInstancesStatus, page 1: HTTP 502, 4 tries: the API itself fails";
+        => "server", 4.0, "DescribeInstancesStatus, page 1: HTTP 502, 4 tries: the API failed, or a proxy or gateway before it";
     html_200: Fault::answer(200, HTML)
         => "body", 4.0, "HTTP 200, but the body is HTML, not JSON, 4 tries: a proxy or gateway may be answering";
     empty_200: Fault::answer(200, "")
@@ -148,7 +148,7 @@ faults! {
     http_400: Fault::answer(400, r#"{"requestId":"T4","code":"INVALID_PARAMETER","message":"bad"}"#)
         => "client", 1.0, "HTTP 400, code INVALID_PARAMETER, bad (requestId T4)";
     outage_under_400: Fault::answer(400, r#"{"requestId":"T6","code":"SERVICE_TEMPORARY_UNAVAILABLE","message":"m"}"#)
-        => "server", 4.0, "HTTP 400, code SERVICE_TEMPORARY_UNAVAILABLE, m (requestId T6), 4 tries: the API itself fails";
+        => "server", 4.0, "HTTP 400, code SERVICE_TEMPORARY_UNAVAILABLE, m (requestId T6), 4 tries: the API itself failed";
     outage_under_200: Fault::answer(200, r#"{"requestId":"T6","code":"Internal.Server.Error","message":"m"}"#)
         => "server", 4.0, "HTTP 200, code Internal.Server.Error, m (requestId T6), 4 tries";
     outage_under_401: Fault::answer(401, r#"{"requestId":"T6","code":"REQUEST_TIMED_OUT.db","message":"m"}"#)
@@ -866,7 +866,7 @@ async fn a_poll_that_takes_too_long_reports_the_last_error_of_its_requests() {
     let polls = |metrics: &Metrics, outcome| metrics.value("zenlayer_exporter_polls_total", &[("outcome", outcome)]);
     exporter.until(|metrics| polls(metrics, "server") >= Some(2.0)).await;
     let says = "the poll did not finish within 300ms; the last error: DescribeInstancesStatus, page 1: HTTP 503, code \
-                MAINTENANCE, back soon (requestId T8): the API itself fails";
+                MAINTENANCE, back soon (requestId T8): the API itself failed";
     assert!(exporter.get("/").await.text().contains(says));
     assert!(log().contains(r#"code="MAINTENANCE" requestId="T8" error=the poll did not finish"#), "{}", log());
 
@@ -954,9 +954,37 @@ async fn a_round_that_takes_too_long_reports_the_last_error_of_its_requests() {
     });
     let exporter = Exporter::ready(config).await;
     let says = "did not finish within 300ms; the last error: DescribeInstances, page 1: HTTP 503, code MAINTENANCE, back \
-                soon (requestId T8): the API itself fails";
-    exporter.until(|_| log().contains("info round failed")).await;
+                soon (requestId T8): the API itself failed";
+    exporter.until(|_| log().contains("collecting instance metadata failed")).await;
     assert!(log().contains(says), "{}", log());
+}
+
+#[tokio::test]
+async fn the_advice_about_metadata_names_its_own_settings() {
+    let limited = Fault::answer(429, r#"{"requestId":"T9","code":"REQUEST_LIMIT_EXCEEDED"}"#);
+    for (fault, says) in [
+        (Fault::HangBeforeHeaders, "within 300ms: raise --collector.instance-info.interval or --zenlayer.concurrency"),
+        (limited, "(requestId T9): raise --collector.instance-info.interval or --poll.interval, or ask"),
+    ] {
+        start_log();
+        let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
+        let mut config = impatient(&simulator, &["--collector.instance-info"]);
+        config.instance_info.as_mut().unwrap().timeout = Duration::from_millis(300);
+        simulator.set(|knobs| (knobs.fault, knobs.fault_of) = (Some(fault), Some(Action::DescribeInstances)));
+        let exporter = Exporter::ready(config).await;
+        exporter.until(|_| log().contains(says)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_advice_about_a_refusal_names_the_resource_group_where_one_is_set() {
+    let simulator = Simulator::start(Knobs::still(Service::Zec, 25)).await.unwrap();
+    simulator.set(|knobs| knobs.fault = Some(Fault::answer(400, r#"{"code":"NO"}"#)));
+    let flags = ["--zenlayer.service=zec", "--zenlayer.resource-group-id=rg"];
+    let exporter = Exporter::start(impatient(&simulator, &flags)).await;
+    exporter.until(|metrics| outcome(metrics, "client") >= Some(1.0)).await;
+    let said = exporter.get("/readyz").await;
+    assert!(said.text().contains("code NO: check --zenlayer.resource-group-id, "), "{}", said.text());
 }
 
 /// Kept connections lead to what the API has left; new ones lead to the API. Returns what three polls made of it.

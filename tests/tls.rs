@@ -206,6 +206,20 @@ async fn a_named_server_certificate_vouches_for_no_other() {
     }
 }
 
+#[tokio::test]
+async fn an_authority_that_is_not_for_servers_signs_for_none() {
+    let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
+    let mut params = CertificateParams::new([]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let named = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let port = tls_front(&simulator, server_config(&named, "localhost")).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, named.pem()).unwrap();
+    let said = refusal(&exporter(port, Some(file.path())).await).await;
+    assert!(said.contains("does not verify: no trusted authority issued it"), "{said}");
+}
+
 /// A server that shows `certificate` without having its key.
 fn impostor(
     certificate: &rcgen::Certificate,

@@ -155,7 +155,7 @@ impl Kind {
             ),
             Self::Body => Some("a proxy or gateway may be answering in the API's place: check --zenlayer.endpoint"),
             Self::RateLimit => Some("raise --poll.interval, or ask Zenlayer for a higher limit"),
-            Self::Server => Some("the API itself fails: if it lasts, ask Zenlayer's support"),
+            Self::Server => Some("the API itself failed; if it lasts, ask Zenlayer's support"),
             Self::Unauthorized => {
                 Some("check that access key id and password, or the token, belong together and are active")
             }
@@ -197,6 +197,8 @@ pub struct ApiError {
     pub missing: u32,
     /// Whether a poll or round ran out of time, and this is the last error of its requests: the detail says so.
     is_overdue: bool,
+    /// What to do about it, where the kind alone does not say.
+    pub(crate) advice: Option<&'static str>,
     detail: Box<str>,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
@@ -214,6 +216,7 @@ impl ApiError {
             retry_after: None,
             missing: 0,
             is_overdue: false,
+            advice: None,
             detail: detail.into().into_boxed_str(),
             source: None,
         }
@@ -241,6 +244,17 @@ impl ApiError {
         self
     }
 
+    fn advice(&self) -> Option<&'static str> {
+        match (self.kind, self.status) {
+            (_, Some(407)) => Some("check user name and password of the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY"),
+            // The API's own failures have a code.
+            (Kind::Server, _) if self.code.is_none() => Some(
+                "the API failed, or a proxy or gateway before it; if it lasts, check these, then ask Zenlayer's support",
+            ),
+            _ => self.advice.or(self.kind.advice()),
+        }
+    }
+
     /// Adds to what happened.
     pub fn explain(&mut self, more: &str) {
         self.detail = format!("{}; {more}", self.detail).into_boxed_str();
@@ -259,7 +273,7 @@ impl fmt::Display for ApiError {
         if self.tries > 1 {
             write!(f, ", {} tries", self.tries)?;
         }
-        let Some(advice) = self.kind.advice() else { return Ok(()) };
+        let Some(advice) = self.advice() else { return Ok(()) };
         write!(f, ": {advice}")?;
         match self.request_id {
             Some(_) if self.kind == Kind::Server => f.write_str(", with the requestId"),
@@ -356,12 +370,15 @@ mod tests {
 
     #[test]
     fn support_is_given_a_request_id_only_where_there_is_one() {
-        let mut error = ApiError::new(Kind::Server, "HTTP 502");
-        assert_eq!(error.to_string(), "HTTP 502: the API itself fails: if it lasts, ask Zenlayer's support");
+        let mut error = ApiError::new(Kind::Server, "HTTP 502, code X");
+        error.code = Some("X".into());
+        assert_eq!(error.to_string(), "HTTP 502, code X: the API itself failed; if it lasts, ask Zenlayer's support");
         error.request_id = Some("T1".into());
         assert!(error.to_string().ends_with(
-            "(requestId T1): the API itself fails: if it lasts, ask Zenlayer's support, with the requestId"
+            "(requestId T1): the API itself failed; if it lasts, ask Zenlayer's support, with the requestId"
         ));
+        error.code = None;
+        assert!(error.to_string().contains("the API failed, or a proxy or gateway before it; if it lasts"));
     }
 
     #[test]

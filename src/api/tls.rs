@@ -79,10 +79,10 @@ impl Verifier {
     }
 }
 
-/// Whether the certificate is an authority's by its own account, now or at a time when it is valid.
-fn may_sign(certificate: &CertificateDer<'_>) -> bool {
+/// Whether the certificate is an authority's by its own account, now or at a time when it is valid, and for servers.
+fn may_sign(authority: &CertificateDer<'_>) -> bool {
     // Version 1 has no such account, and is what the root store makes of it.
-    let Ok(certificate) = ParsedCertificate::try_from(certificate) else { return true };
+    let Ok(certificate) = ParsedCertificate::try_from(authority) else { return true };
     let provider = rustls::crypto::ring::default_provider();
     let algorithms = provider.signature_verification_algorithms.all;
     let alone = RootCertStore::empty();
@@ -95,6 +95,8 @@ fn may_sign(certificate: &CertificateDer<'_>) -> bool {
         result => result,
     };
     matches!(result, Err(rustls::Error::InvalidCertificate(CertificateError::Other(error))) if is_own_authority(&error))
+        // The chain is not verified for this up to its root.
+        && san::is_for_servers(authority)
 }
 
 /// Whether a certificate is refused for being an authority's: `openssl req -x509` makes self-signed ones so. Dates are
