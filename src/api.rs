@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::body::{Budget, ReadError, TimeLeft};
+pub(crate) use self::error::Advice;
 pub use self::error::{Action, ApiError, Kind, Part};
 use self::pacer::Pacer;
 use self::redaction::Redaction;
@@ -252,15 +253,11 @@ impl Session<'_> {
         }
     }
 
-    /// What to do about a failure, where that depends on the action or the settings.
-    fn advice(&self, action: Action, kind: Kind) -> Option<&'static str> {
+    /// What a failure depends on besides its kind.
+    fn advice(&self, action: Action, kind: Kind) -> Option<Advice> {
         match kind {
-            Kind::RateLimit if action == Action::DescribeInstances => {
-                Some("raise --collector.instance-info.interval or --poll.interval, or ask Zenlayer for a higher limit")
-            }
-            Kind::NotFound | Kind::Client if self.settings().resource_group_id.is_some() => Some(
-                "check --zenlayer.resource-group-id, --zenlayer.endpoint, --zenlayer.service and --zenlayer.api-version",
-            ),
+            Kind::RateLimit if action == Action::DescribeInstances => Some(Advice::MetadataRateLimit),
+            Kind::NotFound | Kind::Client if self.settings().resource_group_id.is_some() => Some(Advice::ResourceGroup),
             _ => None,
         }
     }

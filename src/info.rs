@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::api::wire::{InfoEntry, MAX_IDS};
-use crate::api::{ApiError, Client, InfoPage, Kind, Round, Session};
+use crate::api::{Advice, ApiError, Client, InfoPage, Kind, Round, Session};
 use crate::config::{InstanceInfo, Tag};
 use crate::model::{Findings, Infos};
 use crate::paging::{Budget, Open, Totals, batch_size, look_up, overflow, walk};
@@ -120,17 +120,9 @@ impl Collector {
             }
             Ok(reading.findings.into_infos())
         });
-        found
-            .await
-            .map_err(advise)
-            .inspect_err(|error| {
-                log(
-                    error,
-                    "the next round reads the metadata of all instances",
-                    "looking up metadata of new instances failed",
-                )
-            })
-            .ok()
+        let next = "the next round reads the metadata of all instances";
+        let failed = "looking up metadata of new instances failed";
+        found.await.map_err(advise).inspect_err(|error| log(error, next, failed)).ok()
     }
 
     fn api_round(&self) -> Round<'_> {
@@ -239,7 +231,7 @@ impl Reading<'_> {
 /// A round takes as long as its interval, or a poll where that may take longer.
 fn advise(mut error: ApiError) -> ApiError {
     if error.kind == Kind::Deadline {
-        error.advice = Some("raise --collector.instance-info.interval or --zenlayer.concurrency");
+        error.advice = Some(Advice::MetadataDeadline);
     }
     error
 }

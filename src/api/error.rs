@@ -176,6 +176,31 @@ impl Kind {
     }
 }
 
+/// What to do about a failure, where its kind alone does not say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Advice {
+    /// Requests for metadata are too many.
+    MetadataRateLimit,
+    /// A round of metadata took too long.
+    MetadataDeadline,
+    /// A resource group is set, which may be wrong.
+    ResourceGroup,
+}
+
+impl Advice {
+    fn text(self) -> &'static str {
+        match self {
+            Self::MetadataRateLimit => {
+                "raise --collector.instance-info.interval or --poll.interval, or ask Zenlayer for a higher limit"
+            }
+            Self::MetadataDeadline => "raise --collector.instance-info.interval or --zenlayer.concurrency",
+            Self::ResourceGroup => {
+                "check --zenlayer.resource-group-id, --zenlayer.endpoint, --zenlayer.service and --zenlayer.api-version"
+            }
+        }
+    }
+}
+
 /// One failure, ready to be read by a person.
 #[derive(Debug, Clone)]
 pub struct ApiError {
@@ -198,7 +223,7 @@ pub struct ApiError {
     /// Whether a poll or round ran out of time, and this is the last error of its requests: the detail says so.
     is_overdue: bool,
     /// What to do about it, where the kind alone does not say.
-    pub(crate) advice: Option<&'static str>,
+    pub(crate) advice: Option<Advice>,
     detail: Box<str>,
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
@@ -251,7 +276,7 @@ impl ApiError {
             (Kind::Server, _) if self.code.is_none() => Some(
                 "the API failed, or a proxy or gateway before it; if it lasts, check these, then ask Zenlayer's support",
             ),
-            _ => self.advice.or(self.kind.advice()),
+            _ => self.advice.map(Advice::text).or(self.kind.advice()),
         }
     }
 
