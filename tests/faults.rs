@@ -190,7 +190,7 @@ faults! {
     http_429: Fault::answer(429, r#"{"requestId":"T9","code":"REQUEST_LIMIT_EXCEEDED","message":"slow down"}"#)
         => "rate_limit", 4.0, "HTTP 429, code REQUEST_LIMIT_EXCEEDED, slow down (requestId T9), 4 tries: raise --poll";
     http_503_with_retry_after: with_header(503, "retry-after", "1", "")
-        => "server", 4.0, "try 2 of 4 in 1.0s";
+        => "server", 4.0, "HTTP 503, 4 tries: ";
     failure_with_an_empty_payload: Fault::answer(200, r#"{"code":"OPERATION_FAILED","totalCount":0,"dataSet":null}"#)
         => "client", 1.0, "HTTP 200, code OPERATION_FAILED";
     failure_with_an_empty_payload_in_response: Fault::answer(200, r#"{"requestId":"T2","response":{"code":"INTERNAL_SERVER_ERROR","message":"x","totalCount":0,"dataSet":[]}}"#)
@@ -200,7 +200,7 @@ faults! {
     failure_with_a_number_and_an_empty_payload: Fault::answer(200, r#"{"code":500,"message":"x","totalCount":0,"dataSet":[]}"#)
         => "client", 1.0, "HTTP 200, code 500, x: check --zenlayer.endpoint";
     http_429_with_retry_after: with_header(429, "retry-after", "1", "")
-        => "rate_limit", 4.0, "try 2 of 4 in 1.0s";
+        => "rate_limit", 4.0, "HTTP 429, 4 tries: ";
     rate_limit_under_200: Fault::answer(200, r#"{"requestId":"T9","code":"REQUEST_LIMIT_EXCEEDED","message":"no"}"#)
         => "rate_limit", 4.0, "HTTP 200, code REQUEST_LIMIT_EXCEEDED";
     http_451: Fault::answer(451, "")
@@ -964,7 +964,7 @@ async fn the_advice_about_metadata_names_its_own_settings() {
     let limited = Fault::answer(429, r#"{"requestId":"T9","code":"REQUEST_LIMIT_EXCEEDED"}"#);
     for (fault, says) in [
         (Fault::HangBeforeHeaders, "within 300ms: raise --collector.instance-info.interval or --zenlayer.concurrency"),
-        (limited, "(requestId T9): raise --collector.instance-info.interval or --poll.interval, or ask"),
+        (limited, "raise --collector.instance-info.interval or --poll.interval, or ask"),
     ] {
         start_log();
         let simulator = Simulator::start(Knobs::still(Service::Vm, 25)).await.unwrap();
