@@ -197,6 +197,29 @@ async fn guesses_from_the_same_address_do_not_keep_logins_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn guesses_of_clients_that_left_do_not_keep_a_login_out() {
+    let (guarded, logins) = with_users(1, 13).await;
+    let address = guarded.exporter.address;
+    let ask = |authorization: String| async move { status_from([127, 0, 0, 1], address, &authorization).await };
+    // As many as are checked at a time, so that the login has to wait.
+    let mut occupiers: JoinSet<_> = (0..2).map(|number| ask(basic("user0", &format!("occupier {number}")))).collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut login = JoinSet::from_iter([ask(logins[0].clone())]);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for batch in 0..7 {
+        let guesses = (0..100).map(|number| {
+            let guess = ask(basic("user0", &format!("wrong {batch} {number}")));
+            // Long enough to be sent, too short to be answered.
+            tokio::time::timeout(Duration::from_millis(30), guess)
+        });
+        let answered = futures_util::future::join_all(guesses).await.iter().filter(|guess| guess.is_ok()).count();
+        assert_eq!(answered, 0, "guesses of batch {batch} are answered");
+    }
+    assert!(occupiers.try_join_next().is_none(), "the checks are over too soon to show anything");
+    assert_eq!(login.join_next().await.unwrap().unwrap().unwrap(), "200");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_check_is_finished_and_remembered_though_its_client_gave_up() {
     let guarded = Guarded::start(&users(&[("alice", &hash_at(10, "a", 1))]), &[]).await;
     let right = basic("alice", "a");

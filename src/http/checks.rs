@@ -78,7 +78,7 @@ impl Queue {
                 return Some(Turn(Arc::clone(self)));
             }
             if state.waiting.len() >= MAX_WAITING {
-                state.drop_one();
+                state.make_room();
             }
             let (sender, turn) = oneshot::channel();
             state.waiting.push(Waiting { source, turn: sender });
@@ -95,7 +95,7 @@ impl Queue {
 impl State {
     /// Whose turn it is; the check that ended stops counting if nobody waits.
     fn next(&mut self) -> Option<Waiting> {
-        self.waiting.retain(|waiting| !waiting.turn.is_closed());
+        self.forget_closed();
         let counts = self.counts();
         let fewest = counts.values().min();
         let is_one = |place: &usize| Some(&counts[&self.waiting[*place].source]) == fewest;
@@ -108,13 +108,21 @@ impl State {
         next.map(|place| self.waiting.remove(place))
     }
 
-    /// Makes room: the oldest login of the source that has the most.
-    fn drop_one(&mut self) {
+    /// Drops the logins of clients that have left, or else the oldest login of the source that has the most.
+    fn make_room(&mut self) {
+        self.forget_closed();
+        if self.waiting.len() < MAX_WAITING {
+            return;
+        }
         let counts = self.counts();
         let order = |&place: &usize| (counts[&self.waiting[place].source], Reverse(place));
         if let Some(place) = (0..self.waiting.len()).max_by_key(order) {
             self.waiting.remove(place);
         }
+    }
+
+    fn forget_closed(&mut self) {
+        self.waiting.retain(|waiting| !waiting.turn.is_closed());
     }
 
     fn counts(&self) -> HashMap<Source, usize> {
@@ -207,5 +215,19 @@ mod tests {
         assert!(matches!(poll(&mut crowd[0]), Poll::Ready(None)));
         assert!(poll(&mut crowd[1]).is_pending() && poll(&mut other).is_pending());
         assert_eq!(queue.state().waiting.len(), MAX_WAITING);
+    }
+
+    #[tokio::test]
+    async fn logins_of_clients_that_left_do_not_fill_the_queue() {
+        let queue = Queue::new(1);
+        let turn = queue.turn(here()).await.unwrap();
+        let mut patient = login(&queue, here());
+        for _ in 0..2 * MAX_WAITING {
+            drop(login(&queue, here()));
+        }
+        assert!(poll(&mut patient).is_pending(), "it is still in the queue");
+        drop(turn);
+        drop(self::turn(&mut patient));
+        assert_eq!(queue.state().running, 0);
     }
 }
