@@ -271,8 +271,9 @@ impl Connection {
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let Self { site, gate, place, source } = self;
         let in_progress = place.begin();
+        let in_use = gate.in_use();
         let mut response = if host::is_valid(request.version(), request.headers()) {
-            let admission = gate.admit(request.uri().path(), request.headers(), source).await;
+            let admission = gate.admit(&in_use, request.uri().path(), request.headers(), source).await;
             if admission.is_ok() {
                 place.advance(Stage::Admitted);
             }
@@ -291,7 +292,7 @@ impl Connection {
             response.body_mut().clear();
         }
         response.body_mut().keep(in_progress);
-        gate.add_headers(response.headers_mut());
+        in_use.add_headers(response.headers_mut());
         Ok(response)
     }
 }

@@ -1,7 +1,7 @@
 //! What stands before the routes: the web config in use, swapped whole when its files change.
 //!
-//! Invariant: a request or connection sees one configuration from its start to its end. It must not know how files
-//! are read.
+//! Invariant: a request sees one configuration from its start to its end, and a connection keeps the TLS settings that it
+//! began with. It must not know how files are read.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -25,7 +25,7 @@ pub(crate) struct Gate {
 
 /// One configuration, with what is remembered under it.
 #[derive(Default)]
-struct InUse {
+pub(super) struct InUse {
     settings: Settings,
     accounts: Option<Arc<Accounts>>,
     limiter: Option<Arc<Limiter>>,
@@ -63,13 +63,18 @@ impl Gate {
         Some(TlsAcceptor::from(Arc::clone(&self.in_use().settings.tls.as_ref()?.server)))
     }
 
-    /// Whether the request may be answered. One with a remembered password, or without any, does not count towards the
-    /// rate limit: requests without a password must not use up what a login needs.
-    pub(super) async fn admit(&self, path: &str, headers: &HeaderMap, source: Source) -> Result<(), Denial> {
+    /// Whether the request may be answered under that configuration. One with a remembered password, or without any, does
+    /// not count towards the rate limit: requests without a password must not use up what a login needs.
+    pub(super) async fn admit(
+        &self,
+        in_use: &InUse,
+        path: &str,
+        headers: &HeaderMap,
+        source: Source,
+    ) -> Result<(), Denial> {
         if self.open_health && route::is_health(path) {
             return Ok(());
         }
-        let in_use = self.in_use();
         // Neither costs a check of a password, so neither counts.
         match in_use.accounts.as_ref().map(|accounts| accounts.recall(headers)) {
             Some(Recall::Right) => return Ok(()),
@@ -85,16 +90,19 @@ impl Gate {
         }
     }
 
+    /// The configuration for a request that begins.
+    pub(super) fn in_use(&self) -> Arc<InUse> {
+        // What is behind the lock is put there whole.
+        Arc::clone(&self.in_use.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl InUse {
     /// Adds the headers that every answer is to have, except those that the answer sets itself: the page has a content
     /// security policy that fits its own script and style.
     pub(super) fn add_headers(&self, headers: &mut HeaderMap) {
-        for (name, value) in &self.in_use().settings.headers {
+        for (name, value) in &self.settings.headers {
             headers.entry(name).or_insert_with(|| value.clone());
         }
-    }
-
-    fn in_use(&self) -> Arc<InUse> {
-        // What is behind the lock is put there whole.
-        Arc::clone(&self.in_use.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -146,7 +146,7 @@ mod tests {
         assert!(!put_in_use(&gate, read("")));
         assert!(!put_in_use(&gate, read("web: {}\n")));
         let nobody = std::net::IpAddr::from([127, 0, 0, 1]).into();
-        assert!(gate.admit("/metrics", &hyper::HeaderMap::new(), nobody).await.is_err());
+        assert!(gate.admit(&gate.in_use(), "/metrics", &hyper::HeaderMap::new(), nobody).await.is_err());
         assert!(put_in_use(&gate, read(&format!("basic_auth_users: {{b: {HASH}}}\n"))));
     }
 }
