@@ -8,6 +8,7 @@ mod checks;
 mod gate;
 mod host;
 mod limit;
+mod open_files;
 mod own;
 mod page;
 pub mod probe;
@@ -63,9 +64,6 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 const MAX_HEADER_LIST: u32 = 8 << 10;
 /// What may come of bodies on one HTTP/2 connection before they are refused: the least that the protocol allows.
 const BODY_WINDOW: u32 = 65_535;
-/// File descriptors kept from the clients: for requests to the API, for files, for listeners, and for connections that
-/// have lost their place and are about to be closed.
-const OWN_FILES: usize = 128;
 /// How often an HTTP/2 client has to show that it is still there.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -131,7 +129,7 @@ pub(crate) async fn serve(
     max_connections: usize,
     shutdown: impl Future<Output = ()>,
 ) {
-    let room = room_for_clients();
+    let room = open_files::room_for_clients(max_connections + limit::MAX_SILENT + limit::MAX_PENDING);
     if room < max_connections {
         tracing::warn!(connections = room, "fewer than --web.max-connections: the limit of open files allows no more");
     }
@@ -155,15 +153,6 @@ pub(crate) async fn serve(
     if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::warn!(after = ?DRAIN, "closing connections whose requests did not end");
     }
-}
-
-/// How many connections the process may have beside its own files, 1 at least.
-fn room_for_clients() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
-    // Where the system does not say, or says `unlimited`, the setting alone counts.
-    let Some(files) = files.and_then(|files| files.parse::<usize>().ok()) else { return usize::MAX };
-    files.saturating_sub(OWN_FILES).max(1)
 }
 
 struct Connections {

@@ -8,22 +8,25 @@ use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::web::{Authority, Client, connect};
+use common::web::{Authority, Client};
 use common::{PATIENCE, request};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use zenlayer_exporter::model::Service;
 use zenlayer_exporter::simulator::{KEY_ID, Knobs, PASSWORD, Simulator};
 
@@ -34,15 +37,31 @@ const PAUSE: Duration = Duration::from_secs(1);
 const INSTANCES: usize = 2000;
 /// The default of `--web.max-connections`.
 const PLACES: usize = 256;
-/// New connections per second in a burst.
+/// New connections per second in a burst, and how many of them a busy machine has to reach.
 const BURST: u32 = 2000;
+const SLOWEST_BURST: u32 = BURST / 4;
 /// What the test itself opens at a time, and the exporter has to open less.
 const FILES: usize = 3500;
 /// What the rude may cost, more than the polite: buffers of their connections, and what a debug build wastes.
 const SLACK_KIB: usize = 32 << 10;
 /// What connections without a request may take, whatever was sent on them: far less than a container has.
 const PENDING_KIB: usize = 64 << 10;
+/// The same for incomplete TLS records: 512 connections with 16 KB each, and what a debug build wastes.
+const RECORDS_KIB: usize = 40 << 10;
+/// The usual limit of open files, here of the exporter alone.
+const FEW_FILES: usize = 1024;
+/// Of a TLS record with 16,000 bytes, all but the last.
+const RECORD: [u8; 16_004] = {
+    let mut record = [0; 16_004];
+    let (head, _) = record.split_at_mut(9);
+    head.copy_from_slice(&[22, 3, 1, 0x3e, 0x80, 1, 0, 0x3e, 0x7c]);
+    record
+};
+const EXPORTER: &str = env!("CARGO_BIN_EXE_zenlayer-exporter");
 const SCRAPE: &str = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
+/// Connections that the rude have opened, and those of them on which a TLS handshake succeeded. One test runs at a time.
+static OPENED: AtomicUsize = AtomicUsize::new(0);
+static HANDSHAKES: AtomicUsize = AtomicUsize::new(0);
 const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The binary, as it is when its memory is measured; killed when dropped.
@@ -57,7 +76,19 @@ struct Running {
 
 impl Running {
     fn start(simulator: &Simulator, flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_zenlayer-exporter"))
+        Self::spawn(Command::new(EXPORTER), simulator, flags)
+    }
+
+    /// Starts one that can open few files, whatever it does.
+    fn start_with_few_files(simulator: &Simulator) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        // Both the soft and the hard limit.
+        shell.args(["-c", &format!("ulimit -n {FEW_FILES}; exec \"$0\" \"$@\""), EXPORTER]);
+        Self::spawn(shell, simulator, &[])
+    }
+
+    fn spawn(mut command: Command, simulator: &Simulator, flags: &[&str]) -> Self {
+        let mut child = command
             .args(["--web.listen-address=127.0.0.1:0", "--poll.interval=1s"])
             .arg(format!("--zenlayer.endpoint={}", simulator.endpoint()))
             .args(flags)
@@ -102,11 +133,33 @@ async fn alone() -> MutexGuard<'static, ()> {
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
     let files = files.split_whitespace().next().unwrap().parse().unwrap_or(usize::MAX);
     assert!(files >= FILES, "this test opens {FILES} files, and {files} are allowed: raise it with ulimit -n {FILES}");
-    ALONE.lock().await
+    let alone = ALONE.lock().await;
+    OPENED.store(0, Ordering::Relaxed);
+    HANDSHAKES.store(0, Ordering::Relaxed);
+    alone
+}
+
+async fn open(address: SocketAddr) -> io::Result<TcpStream> {
+    open_from([127, 0, 0, 1], address).await
+}
+
+async fn open_from(source: [u8; 4], address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((source, 0).into())?;
+    let stream = socket.connect(address).await?;
+    OPENED.fetch_add(1, Ordering::Relaxed);
+    Ok(stream)
+}
+
+async fn connect(connector: &TlsConnector, address: SocketAddr) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = connector.connect(name, open(address).await?).await?;
+    HANDSHAKES.fetch_add(1, Ordering::Relaxed);
+    Ok(stream)
 }
 
 async fn ask(address: SocketAddr, text: &str) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(address).await?;
+    let mut stream = open(address).await?;
     stream.write_all(text.as_bytes()).await?;
     Ok(stream)
 }
@@ -124,25 +177,35 @@ async fn flood(mut stream: impl AsyncWrite + Unpin, bytes: &[u8], times: usize) 
 }
 
 async fn says_nothing(address: SocketAddr) -> io::Result<()> {
-    until_closed(TcpStream::connect(address).await?).await
+    until_closed(open(address).await?).await
 }
 
 async fn idles_after_a_request(address: SocketAddr) -> io::Result<()> {
     until_closed(ask(address, "GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").await?).await
 }
 
-/// Opens connections at a steady rate, each for half a second.
-async fn bursts(address: SocketAddr, until: Instant) {
+/// Opens connections from that address at a steady rate, each for half a second, and sends the same on each.
+async fn bursts(source: [u8; 4], address: SocketAddr, bytes: &'static [u8]) {
+    let begun = Instant::now();
     let mut every = tokio::time::interval(Duration::from_millis(10));
-    let mut open = std::collections::VecDeque::new();
-    while Instant::now() < until {
+    let mut held = std::collections::VecDeque::new();
+    let mut opened = 0;
+    while begun.elapsed() < RUDE {
         every.tick().await;
-        let more = (0..BURST / 100).map(|_| TcpStream::connect(address));
-        open.push_back(futures_util::future::join_all(more).await);
-        if open.len() > 50 {
-            open.pop_front();
+        let more = (0..BURST / 100).map(|_| async move {
+            let mut stream = open_from(source, address).await?;
+            stream.write_all(bytes).await.map(|()| stream)
+        });
+        let more = futures_util::future::join_all(more).await;
+        opened += more.iter().flatten().count();
+        held.push_back(more);
+        if held.len() > 50 {
+            held.pop_front();
         }
     }
+    let rate = opened as u64 / begun.elapsed().as_secs();
+    println!("a burst of {rate} connections per second");
+    assert!(rate >= SLOWEST_BURST.into(), "the burst is too slow to show anything: {rate} connections per second");
 }
 
 async fn sends_its_head_slowly(address: SocketAddr) -> io::Result<()> {
@@ -173,14 +236,14 @@ async fn asks_again_and_again_at_once(address: SocketAddr) -> io::Result<()> {
 }
 
 async fn speaks_http2_unasked(address: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
+    let mut stream = open(address).await?;
     stream.write_all(HTTP2).await?;
     stream.write_all(&frame(4, 0, 0, &[])).await?;
     until_closed(stream).await
 }
 
 async fn sends_garbage(address: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
+    let mut stream = open(address).await?;
     let garbage: Vec<u8> = (0..100_000).map(|_| fastrand::u8(..)).collect();
     stream.write_all(&garbage).await?;
     until_closed(stream).await
@@ -215,11 +278,10 @@ async fn never_reads_over_tls(connector: &TlsConnector, address: SocketAddr) -> 
     std::future::pending().await
 }
 
-/// Sends that many bytes of a TLS record that has 16,000.
+/// Sends that many bytes of a TLS record that has more.
 async fn begins_a_handshake(length: usize, address: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    let record = [&[22, 3, 1, 0x3e, 0x80, 1, 0, 0x3e, 0x7c][..], &[0; 15_995]].concat();
-    stream.write_all(&record[..length]).await?;
+    let mut stream = open(address).await?;
+    stream.write_all(&RECORD[..length]).await?;
     until_closed(stream).await
 }
 
@@ -325,7 +387,7 @@ async fn until_ready<F: Future<Output = Result<(), String>>>(scrape: impl Fn() -
     }
 }
 
-/// Scrapes each 100 ms for as long as the rude are there. Each scrape has to succeed. Returns how much longer each took
+/// Scrapes each 100 ms for as long as the rude are there, who have to open a connection each at least. Each scrape has to succeed. Returns how much longer each took
 /// than one of `polite` at the same time, which nobody is rude to: so a busy machine is no one's fault.
 async fn scrape_through<F>(rude: &mut JoinSet<()>, polite: &Running, scrape_rude: impl Fn() -> F) -> Vec<Duration>
 where
@@ -333,12 +395,18 @@ where
 {
     let mut every = tokio::time::interval(Duration::from_millis(100));
     let mut delays = Vec::new();
+    let clients = rude.len();
     while !rude.is_empty() {
-        while rude.try_join_next().is_some() {}
+        while let Some(ended) = rude.try_join_next() {
+            ended.unwrap();
+        }
         every.tick().await;
         let (usual, took) = tokio::join!(time(scrape(polite.address)), time(scrape_rude()));
         delays.push(took.saturating_sub(usual));
     }
+    let (opened, handshakes) = (OPENED.load(Ordering::Relaxed), HANDSHAKES.load(Ordering::Relaxed));
+    println!("{clients} clients opened {opened} connections, with {handshakes} TLS handshakes");
+    assert!(opened >= clients, "{clients} clients opened {opened} connections");
     delays
 }
 
@@ -432,7 +500,21 @@ async fn a_burst_of_connections_stops_no_scrape() {
     let (polite, exporter) = (start_ready(&simulator).await, start_ready(&simulator).await);
     let address = exporter.address;
     let mut rude = JoinSet::new();
-    rude.spawn(bursts(address, Instant::now() + RUDE));
+    rude.spawn(bursts([127, 0, 0, 1], address, b""));
+    assert_prompt(scrape_through(&mut rude, &polite, || scrape(address)).await);
+    until_every_place_is_there(address).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bursts_of_connections_stop_no_scrape_where_few_files_can_be_open() {
+    let _alone = alone().await;
+    let simulator = simulator().await;
+    let (polite, exporter) = (start_ready(&simulator).await, Running::start_with_few_files(&simulator));
+    let address = exporter.address;
+    until_ready(|| scrape(address)).await;
+    let mut rude = JoinSet::new();
+    rude.spawn(bursts([127, 0, 0, 2], address, b""));
+    rude.spawn(bursts([127, 0, 0, 3], address, b"G"));
     assert_prompt(scrape_through(&mut rude, &polite, || scrape(address)).await);
     until_every_place_is_there(address).await;
 }
@@ -447,8 +529,26 @@ async fn a_burst_of_connections_stops_no_scrape_over_tls() {
     let scrape = || scrape_over_tls(&client, address);
     until_ready(scrape).await;
     let mut rude = JoinSet::new();
-    rude.spawn(bursts(address, Instant::now() + RUDE));
+    rude.spawn(bursts([127, 0, 0, 1], address, b""));
     assert_prompt(scrape_through(&mut rude, &polite, scrape).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_incomplete_tls_records_takes_little_memory() {
+    let _alone = alone().await;
+    let simulator = simulator().await;
+    let polite = start_ready(&simulator).await;
+    let (exporter, client, _) = start_over_tls(&simulator);
+    let address = exporter.address;
+    let scrape = || scrape_over_tls(&client, address);
+    until_ready(scrape).await;
+    let usual = exporter.peak();
+    let mut rude = JoinSet::new();
+    rude.spawn(bursts([127, 0, 0, 2], address, &RECORD));
+    assert_prompt(scrape_through(&mut rude, &polite, scrape).await);
+    let peak = exporter.peak();
+    println!("at most {peak} KiB, {usual} KiB before");
+    assert!(peak < usual + RECORDS_KIB, "{peak} KiB, {usual} KiB before");
 }
 
 /// An exporter over TLS, a client that trusts it, and what all the rude ones connect with.

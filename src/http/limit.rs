@@ -4,12 +4,10 @@
 //! have not shown that they may send requests therefore never close the connections of those that have. A stage that is
 //! full closes one of its own connections:
 //!
-//! - silent: the oldest
-//! - pending: one of the source with the most, so that no source closes the connections of the others
+//! - silent and pending: one of the source with the most, so that no source closes the connections of the others
 //! - admitted: the one that is idle for longest, else the one whose client has taken no byte of its response for longest
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -21,23 +19,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::source::{self, Source};
+use super::source::Source;
 
 /// Time for the head of a request, and for the TLS handshake before the first one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time between two requests: longer than the scrape intervals in common use, and no multiple of them, so that a
-/// connection is not closed just as the next scrape begins.
+/// Time between two requests: enough for scrapes every 15 or 30 seconds, and no multiple of these, so that a connection is
+/// not closed just as the next scrape begins. A client that scrapes once a minute, the default of Prometheus, connects for
+/// each scrape.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Time from the head of a request to the last byte of its response, which keeps an old snapshot in memory.
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 /// Silent connections: they cost little, and in a burst a client needs time to send its first byte. Far more than tokio
 /// accepts before other tasks have their turn, so that what was sent is read first.
-const MAX_SILENT: usize = 2048;
+pub(super) const MAX_SILENT: usize = 2048;
 /// Pending connections: each may have the buffers of TLS and HTTP/2, about 75 KiB.
 pub(super) const MAX_PENDING: usize = 512;
-/// The same while all of them are young, as in a burst of clients that do send their requests.
-const MAX_PENDING_BURST: usize = 1536;
-/// A connection is young for this long: time for a handshake and the head of a request.
+/// A connection is young for this long, time for a handshake and the head of a request, and is closed after the others.
 const GRACE: Duration = Duration::from_millis(500);
 /// How often connections are checked for having used up their time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
@@ -55,8 +52,8 @@ pub(super) enum Stage {
 
 /// All connections.
 pub(super) struct ConnectionLimit {
-    /// The most connections of each [`Stage`], and the most while they are young.
-    limits: [(usize, usize); 3],
+    /// The most connections of each [`Stage`].
+    limits: [usize; 3],
     /// The most connections of all stages.
     total: usize,
     state: Mutex<State>,
@@ -65,12 +62,26 @@ pub(super) struct ConnectionLimit {
 #[derive(Default)]
 struct State {
     next: u64,
-    /// By [`Stage`], in the order in which they were opened.
-    stages: [BTreeMap<u64, Entry>; 3],
+    /// By [`Stage`].
+    stages: [Entries; 3],
+}
+
+/// The connections of one stage.
+#[derive(Default)]
+struct Entries {
+    /// By source, in the order in which they were opened.
+    sources: HashMap<Source, BTreeMap<u64, Entry>>,
+    count: usize,
+}
+
+/// Identifies a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Id {
+    source: Source,
+    number: u64,
 }
 
 struct Entry {
-    source: Source,
     phase: Phase,
     /// When the phase began.
     since: Instant,
@@ -93,7 +104,7 @@ enum Phase {
 /// One connection's place under the limit, free again when dropped.
 pub(super) struct Place {
     limit: Arc<ConnectionLimit>,
-    number: u64,
+    id: Id,
 }
 
 /// Resolves when the connection has to be closed.
@@ -129,33 +140,65 @@ impl Entry {
     }
 }
 
+impl Entries {
+    fn insert(&mut self, id: Id, entry: Entry) {
+        self.sources.entry(id.source).or_default().insert(id.number, entry);
+        self.count += 1;
+    }
+
+    fn get_mut(&mut self, id: Id) -> Option<&mut Entry> {
+        self.sources.get_mut(&id.source)?.get_mut(&id.number)
+    }
+
+    fn remove(&mut self, id: Id) -> Option<Entry> {
+        let entries = self.sources.get_mut(&id.source)?;
+        let entry = entries.remove(&id.number)?;
+        if entries.is_empty() {
+            self.sources.remove(&id.source);
+        }
+        self.count -= 1;
+        Some(entry)
+    }
+
+    fn count_of(&self, source: Source) -> usize {
+        self.sources.get(&source).map_or(0, BTreeMap::len)
+    }
+
+    /// The connections of the sources that pass the filter.
+    fn of(&self, is_wanted: impl Fn(Source) -> bool) -> impl Iterator<Item = (Id, &Entry)> {
+        let wanted = self.sources.iter().filter(move |(source, _)| is_wanted(**source));
+        wanted.flat_map(|(&source, entries)| entries.iter().map(move |(&number, entry)| (Id { source, number }, entry)))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Id, &Entry)> {
+        self.of(|_| true)
+    }
+}
+
 impl ConnectionLimit {
     /// `limit` is for admitted connections. `room` is what the process can open at all.
     pub(super) fn new(limit: usize, room: usize) -> Arc<Self> {
-        let limits = [(MAX_SILENT, MAX_SILENT), (MAX_PENDING, MAX_PENDING_BURST), (limit, limit)];
-        Arc::new(Self { limits, total: room, state: Mutex::default() })
+        Arc::new(Self { limits: [MAX_SILENT, MAX_PENDING, limit], total: room, state: Mutex::default() })
     }
 
     /// A place for one more connection, if need be that of another one.
     pub(super) fn open(self: &Arc<Self>, source: Source) -> (Place, Closed) {
         let (mut state, now) = (self.state(), Instant::now());
-        if state.stages.iter().map(BTreeMap::len).sum::<usize>() >= self.total {
-            let stages = [Stage::Silent, Stage::Pending, Stage::Admitted];
-            stages.into_iter().find(|stage| state.close_one(*stage, true));
+        if state.stages.iter().map(|entries| entries.count).sum::<usize>() >= self.total {
+            let _ = state.close_one(&[Stage::Silent, Stage::Pending]) || state.close_one(&[Stage::Admitted]);
         }
         let (close, closed) = oneshot::channel();
-        let number = state.next;
+        let id = Id { source, number: state.next };
         state.next += 1;
-        let entry = Entry { source, phase: Phase::Head, since: now, active: now, _close: close };
-        self.enter(&mut state, Stage::Silent, number, entry);
-        (Place { limit: Arc::clone(self), number }, closed)
+        self.enter(&mut state, Stage::Silent, id, Entry { phase: Phase::Head, since: now, active: now, _close: close });
+        (Place { limit: Arc::clone(self), id }, closed)
     }
 
-    fn enter(&self, connections: &mut State, stage: Stage, number: u64, entry: Entry) {
-        let (limit, burst) = self.limits[stage as usize];
-        let count = |connections: &State| connections.stages[stage as usize].len();
-        while count(connections) >= limit && connections.close_one(stage, count(connections) >= burst) {}
-        connections.stages[stage as usize].insert(number, entry);
+    fn enter(&self, state: &mut State, stage: Stage, id: Id, entry: Entry) {
+        if state.stages[stage as usize].count >= self.limits[stage as usize] {
+            state.close_one(&[stage]);
+        }
+        state.stages[stage as usize].insert(id, entry);
     }
 
     /// Closes connections that have used up their time, for ever.
@@ -164,13 +207,11 @@ impl ConnectionLimit {
             tokio::time::sleep(SWEEP_INTERVAL).await;
             let now = Instant::now();
             for entries in &mut self.state().stages {
-                entries.retain(|_, entry| {
-                    let overdue = entry.is_overdue(now);
-                    if overdue {
-                        tracing::debug!(phase = ?entry.phase, "closing a connection: its time is up");
-                    }
-                    !overdue
-                });
+                let overdue: Vec<_> =
+                    entries.iter().filter_map(|(id, entry)| entry.is_overdue(now).then_some(id)).collect();
+                for entry in overdue.into_iter().filter_map(|id| entries.remove(id)) {
+                    tracing::debug!(phase = ?entry.phase, "closing a connection: its time is up");
+                }
             }
         }
     }
@@ -181,38 +222,48 @@ impl ConnectionLimit {
 }
 
 impl State {
-    /// Closes one connection of that stage, a young one only if `may_be_young`. Returns whether there was one.
-    fn close_one(&mut self, stage: Stage, may_be_young: bool) -> bool {
-        let (entries, now) = (&mut self.stages[stage as usize], Instant::now());
-        let first = match stage {
-            Stage::Silent => entries.keys().next(),
-            Stage::Pending => {
-                let counts = source::counts(entries.values().map(|entry| entry.source));
-                let rank = |entry: &Entry| (Reverse(counts[&entry.source]), entry.is_young(now), entry.activity());
-                let first = entries.iter().min_by_key(|(_, entry)| rank(entry));
-                first.filter(|(_, entry)| may_be_young || !entry.is_young(now)).map(|(number, _)| number)
-            }
-            Stage::Admitted => entries.iter().min_by_key(|(_, entry)| entry.activity()).map(|(number, _)| number),
+    /// Closes one connection of those stages. Returns whether there was one.
+    fn close_one(&mut self, stages: &[Stage]) -> bool {
+        let first = match stages {
+            [Stage::Admitted] => self.least_active(),
+            newcomers => self.newcomer(newcomers),
         };
-        let closed = first.copied().and_then(|number| entries.remove(&number));
-        if let Some(entry) = &closed {
-            tracing::debug!(?stage, phase = ?entry.phase, "closing a connection: another needs its place");
+        for stage in stages {
+            if let Some(entry) = first.and_then(|id| self.stages[*stage as usize].remove(id)) {
+                tracing::debug!(?stage, phase = ?entry.phase, "closing a connection: another needs its place");
+            }
         }
-        closed.is_some()
+        first.is_some()
+    }
+
+    /// Of the sources with the most connections in those stages, the least active connection; a young one last.
+    fn newcomer(&self, stages: &[Stage]) -> Option<Id> {
+        let now = Instant::now();
+        let stages = || stages.iter().map(|stage| &self.stages[*stage as usize]);
+        let count = |source| stages().map(|entries| entries.count_of(source)).sum::<usize>();
+        let most = stages().flat_map(|entries| entries.sources.keys()).map(|source| count(*source)).max()?;
+        let crowd = stages().flat_map(|entries| entries.of(|source| count(source) == most));
+        crowd.min_by_key(|(id, entry)| (entry.is_young(now), entry.activity(), id.number)).map(|(id, _)| id)
+    }
+
+    /// The least active admitted connection.
+    fn least_active(&self) -> Option<Id> {
+        let admitted = self.stages[Stage::Admitted as usize].iter();
+        admitted.min_by_key(|(id, entry)| (entry.activity(), id.number)).map(|(id, _)| id)
     }
 }
 
 impl Place {
     /// The connection has come to that stage.
     pub(super) fn advance(&self, stage: Stage) {
-        let mut connections = self.limit.state();
-        let earlier = &mut connections.stages[..stage as usize];
-        if let Some(mut entry) = earlier.iter_mut().find_map(|entries| entries.remove(&self.number)) {
+        let mut state = self.limit.state();
+        let earlier = &mut state.stages[..stage as usize];
+        if let Some(mut entry) = earlier.iter_mut().find_map(|entries| entries.remove(self.id)) {
             if entry.phase == Phase::Head {
                 // Its time begins with the first byte.
                 entry.since = Instant::now();
             }
-            self.limit.enter(&mut connections, stage, self.number, entry);
+            self.limit.enter(&mut state, stage, self.id, entry);
         }
     }
 
@@ -228,7 +279,7 @@ impl Place {
     /// Does nothing if the place was given to another connection: this one is about to end.
     fn change(&self, change: impl FnOnce(&mut Entry)) {
         let mut state = self.limit.state();
-        if let Some(entry) = state.stages.iter_mut().find_map(|entries| entries.get_mut(&self.number)) {
+        if let Some(entry) = state.stages.iter_mut().find_map(|entries| entries.get_mut(self.id)) {
             change(entry);
         }
     }
@@ -237,7 +288,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         for entries in &mut self.limit.state().stages {
-            entries.remove(&self.number);
+            entries.remove(self.id);
         }
     }
 }
@@ -343,20 +394,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_new_connection_takes_the_place_of_the_one_that_has_come_least_far() {
+    async fn a_new_connection_takes_the_place_of_one_without_a_request_and_else_of_the_least_active() {
         let limit = ConnectionLimit::new(9, 4);
-        let [(stalled, mut stalled_closed), (idle, mut idle_closed), (pending, mut pending_closed)] =
+        let [(stalled, mut stalled_closed), (idle, mut idle_closed), (_silent, mut silent_closed)] =
             std::array::from_fn(|_| open(&limit));
         let mut in_progress = vec![begin_admitted(&stalled)];
         drop(begin_admitted(&idle));
+        let (pending, mut pending_closed) = open(&limit);
         pending.advance(Stage::Pending);
-        let (_silent, mut silent_closed) = open(&limit);
         let mut in_order = [&mut silent_closed, &mut pending_closed, &mut idle_closed, &mut stalled_closed];
         for closed in 1..=in_order.len() {
             tokio::time::advance(Duration::from_secs(1)).await;
             in_progress.push(begin_admitted(&open(&limit).0));
             let are_closed = in_order.each_mut().map(|closed| is_closed(closed));
             assert_eq!(are_closed.iter().position(|is_closed| !is_closed).unwrap_or(4), closed, "{are_closed:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_with_many_connections_closes_none_of_another_source() {
+        for (room, advanced) in [(99, 0), (99, 50), (99, 98), (9999, 0), (9999, 9999)] {
+            let limit = ConnectionLimit::new(9, room);
+            let (_place, mut closed) = open_from(&limit, 2);
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let _crowd: Vec<_> = (0..2 * MAX_SILENT)
+                .map(|number| {
+                    let (place, closed) = open(&limit);
+                    if number % 99 < advanced {
+                        place.advance(Stage::Pending);
+                    }
+                    (place, closed)
+                })
+                .collect();
+            assert!(!is_closed(&mut closed), "room for {room}");
         }
     }
 
@@ -392,36 +462,19 @@ mod tests {
             (place, closed, login)
         };
         let mut other = pending(2, false);
-        let mut crowd: Vec<_> = (1..MAX_PENDING_BURST).map(|number| pending(1, number != 100)).collect();
+        let mut crowd: Vec<_> = (1..MAX_PENDING).map(|number| pending(1, number != 100)).collect();
         let closed = |crowd: &mut [(_, Closed, _)]| {
             let closed: Vec<_> = crowd.iter_mut().map(|(_, closed, _)| is_closed(closed)).collect();
             closed.iter().enumerate().filter_map(|(place, closed)| closed.then_some(place)).collect::<Vec<_>>()
         };
-        assert_eq!(closed(&mut crowd), [0; 0], "all of them are young");
+        assert_eq!(closed(&mut crowd), [0; 0]);
         crowd.push(pending(1, true));
-        assert_eq!(closed(&mut crowd), [99], "there are too many, and this one sent no login");
+        assert_eq!(closed(&mut crowd), [99], "this one sent no login");
         tokio::time::advance(GRACE).await;
-        crowd.push(pending(1, true));
-        let oldest: Vec<_> = (0..=MAX_PENDING_BURST - MAX_PENDING + 1).collect();
-        assert_eq!(closed(&mut crowd), oldest, "the burst is over");
+        crowd.push(pending(1, false));
+        crowd.push(pending(1, false));
+        assert_eq!(closed(&mut crowd), [0, 1, 99], "a young one is closed after the old logins");
         assert!(!is_closed(&mut other.1), "another source has only this one");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_young_connection_loses_its_place_to_none_of_its_source_unless_there_are_too_many() {
-        let limit = ConnectionLimit::new(9, 9999);
-        let pending = || {
-            let (place, closed) = open(&limit);
-            place.advance(Stage::Pending);
-            (place, closed)
-        };
-        let mut old: Vec<_> = (0..MAX_PENDING).map(|_| pending()).collect();
-        tokio::time::advance(GRACE).await;
-        let mut young: Vec<_> = (0..MAX_PENDING_BURST).map(|_| pending()).collect();
-        assert!(old.iter_mut().all(|(_, closed)| is_closed(closed)));
-        assert!(!young.iter_mut().any(|(_, closed)| is_closed(closed)));
-        pending();
-        assert!(is_closed(&mut young[0].1));
     }
 
     #[tokio::test(start_paused = true)]
@@ -438,9 +491,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn there_are_never_more_connections_than_the_limits() {
-        for (room, silent, pending, admitted) in [(9999, MAX_SILENT, MAX_PENDING_BURST, 3), (7, 7, 7, 3)] {
+        for (room, silent, pending, admitted) in [(9999, MAX_SILENT, MAX_PENDING, 3), (7, 7, 7, 3)] {
             let limit = ConnectionLimit::new(3, room);
-            let count = || limit.state().stages.iter().map(BTreeMap::len).sum::<usize>();
+            let count = || limit.state().stages.iter().map(|entries| entries.count).sum::<usize>();
             for _ in 0..2 {
                 let places: Vec<_> = (0..MAX_SILENT + 9).map(|_| open(&limit).0).collect();
                 assert_eq!(count(), silent);
