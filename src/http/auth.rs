@@ -53,15 +53,18 @@ pub(super) enum Recall {
 /// The users, and what is remembered of their passwords.
 pub(super) struct Accounts {
     users: Users,
-    /// What an unknown user's password is held against, so that it takes as long as a known one's.
-    decoy: Hash,
+    memory: Arc<Memory>,
+}
+
+/// What is remembered across changes of the users: a check that began before one is not lost.
+struct Memory {
     /// Of this process alone.
     key: hmac::Key,
     checked: Mutex<Checked>,
 }
 
 /// Passwords that were checked, as tags that are of no use without the key.
-#[derive(Default, Clone)]
+#[derive(Default)]
 struct Checked {
     /// At most one per user.
     right: HashMap<String, hmac::Tag>,
@@ -78,20 +81,12 @@ struct Login {
 impl Accounts {
     /// `None` where there are no users. Whose hash is as it was in `previous` is still remembered: a tag covers the hash.
     pub(super) fn new(users: Users, previous: Option<&Self>) -> Option<Self> {
-        let decoy = users.values().max_by_key(|hash| hash.cost)?.clone();
-        let (key, mut checked) = previous.map_or_else(
-            || {
-                let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
-                (key.expect("the system has randomness"), Checked::default())
-            },
-            |previous| (previous.key.clone(), previous.checked().clone()),
-        );
-        checked.right.retain(|user, _| users.contains_key(user));
-        Some(Self { users, decoy, key, checked: Mutex::new(checked) })
-    }
-
-    fn checked(&self) -> MutexGuard<'_, Checked> {
-        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+        if users.is_empty() {
+            return None;
+        }
+        let memory = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.memory));
+        memory.checked().right.retain(|user, _| users.contains_key(user));
+        Some(Self { users, memory })
     }
 
     pub(super) fn users(&self) -> &Users {
@@ -151,15 +146,16 @@ impl Accounts {
     /// What came of the check of a password; `None` if it is not remembered.
     fn outcome(&self, user: &str, tag: &hmac::Tag) -> Option<bool> {
         let is_it = |known: &hmac::Tag| bool::from(known.as_ref().ct_eq(tag.as_ref()));
-        let checked = self.checked();
-        if checked.right.get(user).is_some_and(is_it) {
+        let checked = self.memory.checked();
+        // A check from before a change of the users may remember one who is gone.
+        if self.users.contains_key(user) && checked.right.get(user).is_some_and(is_it) {
             return Some(true);
         }
         checked.wrong.iter().any(is_it).then_some(false)
     }
 
     fn remember(&self, user: String, tag: hmac::Tag, right: bool) {
-        let mut checked = self.checked();
+        let mut checked = self.memory.checked();
         if right {
             checked.right.insert(user, tag);
             return;
@@ -170,17 +166,37 @@ impl Accounts {
         checked.wrong.push_back(tag);
     }
 
+    /// What the user's password is held against. A name that is not known has the hash of a user, always of the same one:
+    /// the time of a check shows the cost of a hash, not whether there is such a user.
     fn hash(&self, user: &str) -> &Hash {
-        self.users.get(user).unwrap_or(&self.decoy)
+        self.users.get(user).unwrap_or_else(|| {
+            let tag = hmac::sign(&self.memory.key, user.as_bytes());
+            let number =
+                tag.as_ref().iter().fold(0, |number, &byte| (number << 8 | usize::from(byte)) % self.users.len());
+            self.users.values().nth(number).expect("there are users, and the number is smaller")
+        })
     }
 
     fn tag(&self, Login { user, password }: &Login) -> hmac::Tag {
-        let mut context = hmac::Context::with_key(&self.key);
+        let mut context = hmac::Context::with_key(&self.memory.key);
         context.update(&user.len().to_be_bytes());
         context.update(user.as_bytes());
         context.update(self.hash(user).as_bytes());
         context.update(password);
         context.sign()
+    }
+}
+
+impl Memory {
+    fn checked(&self) -> MutexGuard<'_, Checked> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new());
+        Self { key: key.expect("the system has randomness"), checked: Mutex::default() }
     }
 }
 
@@ -247,6 +263,44 @@ mod tests {
 
     fn source(number: u32) -> Source {
         std::net::IpAddr::from(Ipv4Addr::from_bits(number)).into()
+    }
+
+    fn users(users: &[(&str, &str)]) -> Users {
+        users.iter().map(|(user, hash)| ((*user).to_owned(), Hash::parse(hash).unwrap())).collect()
+    }
+
+    /// bcrypt hashes of that cost, one for each salt.
+    fn hash(cost: u32, salt: char) -> String {
+        format!("$2y${cost:02}${}ubFi6DXncSjhoQNJgRrnGs7EsimhC7zG", salt.to_string().repeat(21))
+    }
+
+    #[test]
+    fn an_unknown_name_always_has_the_hash_of_the_same_user_and_names_have_all_of_them() {
+        let (cheap, expensive) = (hash(4, 'a'), hash(12, 'b'));
+        let accounts = Accounts::new(users(&[("alice", &cheap), ("bob", &expensive)]), None).unwrap();
+        let names = || (0..64).map(|number| format!("nobody{number}"));
+        let costs: Vec<_> = names().map(|name| accounts.hash(&name).cost).collect();
+        assert!(costs.contains(&4) && costs.contains(&12), "{costs:?}");
+        assert_eq!(names().map(|name| accounts.hash(&name).cost).collect::<Vec<_>>(), costs);
+        assert_eq!((accounts.hash("alice").cost, accounts.hash("bob").cost), (4, 12));
+    }
+
+    #[test]
+    fn a_check_that_runs_across_a_change_of_the_users_is_remembered() {
+        let headers = |user: &str| {
+            let value = format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:password")));
+            HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())])
+        };
+        // The same hash for all, so that their tags differ by no more than the name.
+        let hash = hash(4, 'a');
+        let before = Accounts::new(users(&[("alice", &hash), ("bob", &hash)]), None).unwrap();
+        let after = Accounts::new(users(&[("alice", &hash), ("carol", &hash)]), Some(&before)).unwrap();
+        for user in ["alice", "bob"] {
+            let tag = before.tag(&Login::of(&headers(user)).unwrap());
+            before.remember(user.to_owned(), tag, true);
+        }
+        assert_eq!(after.recall(&headers("alice")), Recall::Right);
+        assert_eq!(after.recall(&headers("bob")), Recall::Other, "he is no user any more");
     }
 
     #[tokio::test(start_paused = true)]

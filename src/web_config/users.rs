@@ -28,7 +28,7 @@ pub(crate) struct Hash {
 impl Hash {
     /// # Errors
     /// What is wrong with it, without any of it.
-    pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         const NO_HASH: &str = "is not a bcrypt hash: make one with htpasswd -nBC 10 \"\" | tr -d ':\\n'";
         let cost = text.parse().map(|parts: HashParts| parts.get_cost()).ok();
         let cost = cost.filter(|cost| COSTS.contains(cost)).ok_or(NO_HASH)?;
