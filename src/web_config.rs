@@ -3,6 +3,7 @@
 //! Follows exporter-toolkit's docs/web-configuration.md. Invariant: each key is used or refused by name, and no mistake
 //! quotes a secret. It must not know how a connection is served.
 
+pub(crate) mod certificates;
 mod check;
 mod client;
 pub(crate) mod san;
@@ -54,6 +55,8 @@ pub(crate) struct Tls {
     pub(crate) has_own_authority: bool,
     /// Whether it has to have one of the allowed names.
     pub(crate) names_clients: bool,
+    /// Whether TLS 1.3 is the only version.
+    pub(crate) needs_tls13: bool,
 }
 
 /// A bucket of `burst` requests, and how long one takes to come back.
@@ -96,6 +99,9 @@ impl Settings {
             () if asks(|tls| tls.verifies_client) => Some("no longer verifies client certificates"),
             () if asks(|tls| tls.has_own_authority) => Some("takes clients of any authority that the system knows"),
             () if asks(|tls| tls.names_clients) => Some("takes clients of any name"),
+            () if asks(|tls| tls.needs_tls13) => Some("takes TLS 1.2 again"),
+            () if self.rate_limit.is_some() && next.rate_limit.is_none() => Some("turns the rate limit off"),
+            () if self.headers.keys().any(|name| !next.headers.contains_key(name)) => Some("leaves out a header"),
             () => None,
         }
     }
@@ -454,7 +460,7 @@ web: {}
             ),
             (
                 format!("{TLS}, client_ca_file: text, client_auth_type: VerifyClientCertIfGiven}}"),
-                "tls_server_config.client_ca_file: has no certificate: give PEM, or name a file with the key that ends in _file",
+                "tls_server_config.client_ca_file: has no certificate: expected PEM with -----BEGIN CERTIFICATE-----",
             ),
             (
                 format!("{TLS}, client_allowed_sans: [a]}}"),
@@ -476,6 +482,32 @@ web: {}
             assert_eq!(mistakes(&text), [format!("line 1: {expected}")], "{text}");
         }
         assert_eq!(parse(b"\xff", &mut |_| Ok(Vec::new())).unwrap_err(), ["is not UTF-8"]);
+    }
+
+    #[test]
+    fn each_certificate_of_a_file_is_used_or_the_file_is_refused() {
+        let (files, second) = (files(), self::files()["cert"].clone());
+        let read = |client_ca: &str| {
+            let text = format!("{TLS}, client_ca_file: ca, client_auth_type: RequireAndVerifyClientCert}}");
+            let mut read = |name: &str| Ok(if name == "ca" { client_ca } else { &files[name] }.as_bytes().to_vec());
+            parse(text.as_bytes(), &mut read)
+        };
+        let first = &files["cert"];
+        assert!(read(&format!("\u{feff}{first}{second}")).is_ok());
+        let broken = second.replacen('M', "*", 1);
+        let trusted = second.replace("CERTIFICATE", "TRUSTED CERTIFICATE");
+        let inline = second.replace("-----BEGIN", "x -----BEGIN");
+        for (second, wrong) in [
+            (broken, "has a broken certificate, number 2 of 2: replace it"),
+            (trusted, "has a -----BEGIN TRUSTED CERTIFICATE-----: convert it with: openssl x509 -in FILE -out ca.pem"),
+            (
+                inline,
+                "has 2 certificates, of which only 1 can be read: expected each -----BEGIN CERTIFICATE----- on a line of its own",
+            ),
+        ] {
+            let expected = format!("line 1: tls_server_config.client_ca_file: {wrong}");
+            assert_eq!(read(&format!("{first}{second}")).unwrap_err(), [expected]);
+        }
     }
 
     #[test]
@@ -567,11 +599,21 @@ web: {}
         let system = read(&format!("{TLS}, client_auth_type: RequireAndVerifyClientCert}}")).unwrap();
         assert_eq!(client.lost_in(&system), Some("takes clients of any authority that the system knows"));
         let users = read(&format!("basic_auth_users: {{a: {HASH}}}")).unwrap();
+        let new = read(&format!("{TLS}, min_version: TLS13}}")).unwrap();
+        assert_eq!(new.lost_in(&tls), Some("takes TLS 1.2 again"));
+        let limit = read("rate_limit: {interval: 1s, burst: 1}").unwrap();
+        assert_eq!(limit.lost_in(&plain), Some("turns the rate limit off"));
+        assert_eq!(limit.lost_in(&read("rate_limit: {interval: 1s, burst: 2}").unwrap()), None);
+        let headers = read("http_server_config: {headers: {X-Frame-Options: deny, X-XSS-Protection: 0}}").unwrap();
+        let fewer = read("http_server_config: {headers: {X-Frame-Options: sameorigin}}").unwrap();
+        assert_eq!(headers.lost_in(&fewer), Some("leaves out a header"));
         assert_eq!(tls.lost_in(&plain), Some("turns TLS off"));
         assert_eq!(plain.lost_in(&tls), Some("turns TLS on"));
         assert_eq!(users.lost_in(&plain), Some("turns passwords off"));
         assert_eq!(client.lost_in(&tls), Some("no longer requires client certificates"));
-        for (from, to) in [(&plain, &users), (&tls, &client), (&tls, &tls), (&plain, &plain)] {
+        for (from, to) in
+            [(&plain, &users), (&tls, &client), (&tls, &tls), (&tls, &new), (&plain, &limit), (&fewer, &headers)]
+        {
             assert_eq!(from.lost_in(to), None);
         }
     }

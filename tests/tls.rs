@@ -289,7 +289,10 @@ fn every_certificate_of_the_ca_file_is_checked_at_the_start() {
         (in_the_middle(&no_base64), broken),
         (in_the_middle(&no_end), broken),
         (in_the_middle(&indented), only),
-        (in_the_middle(&trusted), only),
+        (
+            in_the_middle(&trusted),
+            "has a -----BEGIN TRUSTED CERTIFICATE-----: convert it with: openssl x509 -in FILE -out ca.pem",
+        ),
         (key.into_bytes(), "has a private key and no certificate: expected PEM with -----BEGIN CERTIFICATE-----"),
         (b"\n".to_vec(), "has no certificate: expected PEM with -----BEGIN CERTIFICATE-----"),
         (

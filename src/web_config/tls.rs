@@ -15,10 +15,10 @@ use rustls::{
     SupportedProtocolVersion, version,
 };
 
-use super::Tls;
 use super::check::{Check, Fields, Noted};
 use super::client::Client;
 use super::yaml::Node;
+use super::{Tls, certificates};
 
 const PATH: &str = "tls_server_config";
 const KEYS: [&str; 13] = [
@@ -73,6 +73,8 @@ enum ClientAuth {
     RequireAndVerify,
 }
 
+type Certificates = Vec<CertificateDer<'static>>;
+
 /// PEM and what it is called in a mistake.
 struct Pem {
     line: usize,
@@ -125,7 +127,14 @@ impl Check<'_> {
         if http2 {
             config.alpn_protocols.insert(0, b"h2".to_vec());
         }
-        Some(Tls { server: Arc::new(config), needs_client, verifies_client, has_own_authority, names_clients })
+        Some(Tls {
+            server: Arc::new(config),
+            needs_client,
+            verifies_client,
+            has_own_authority,
+            names_clients,
+            needs_tls13: !versions.contains(&&version::TLS12),
+        })
     }
 
     /// The text of `key` or the content of the file that `key_file` names; `None` where neither is given.
@@ -151,20 +160,13 @@ impl Check<'_> {
         .ok_or(Noted)
     }
 
-    fn certificates(&mut self, pem: &Pem) -> Option<Vec<CertificateDer<'static>>> {
-        match CertificateDer::pem_slice_iter(&pem.bytes).collect::<Result<Vec<_>, _>>() {
-            Ok(certificates) if !certificates.is_empty() => Some(certificates),
-            _ => self.wrong(
-                pem.line,
-                &pem.name,
-                "has no certificate: give PEM, or name a file with the key that ends in _file",
-            ),
-        }
+    fn read_pem(&mut self, pem: &Pem, read: fn(&[u8]) -> Result<Certificates, String>) -> Option<Certificates> {
+        read(&pem.bytes).map_err(|wrong| self.wrong::<()>(pem.line, &pem.name, &wrong)).ok()
     }
 
-    fn certificate(&mut self, fields: &mut Fields, line: usize) -> Option<Vec<CertificateDer<'static>>> {
+    fn certificate(&mut self, fields: &mut Fields, line: usize) -> Option<Certificates> {
         match self.pem(fields, "cert").ok()? {
-            Some(pem) => self.certificates(&pem),
+            Some(pem) => self.read_pem(&pem, certificates::read),
             None => self.wrong(line, PATH, "cert_file is missing: without a certificate there is no TLS"),
         }
     }
@@ -338,11 +340,7 @@ impl Check<'_> {
     /// Verifies that one of these authorities signed.
     fn chain(&mut self, pem: &Pem) -> Option<Arc<dyn ClientCertVerifier>> {
         let mut roots = RootCertStore::empty();
-        for certificate in self.certificates(pem)? {
-            if let Err(error) = roots.add(certificate) {
-                return self.wrong(pem.line, &pem.name, &format!("has a certificate that cannot be used: {error}"));
-            }
-        }
+        roots.add_parsable_certificates(self.read_pem(pem, certificates::authorities)?);
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider())).build();
         Some(verifier.expect("there are roots, and no revocation lists to be wrong"))
