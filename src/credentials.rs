@@ -35,14 +35,19 @@ pub(crate) enum CredentialError {
 pub(crate) struct Reader {
     source: CredentialSource,
     read: Arc<dyn Fn(&CredentialSource) -> Outcome + Send + Sync>,
-    under_way: Mutex<Option<Attempt>>,
+    reads: FileReads<Outcome>,
 }
 
 type Outcome = Result<Credential, CredentialError>;
 
+/// Reads files off the async threads, few at a time however long they hang.
+pub(crate) struct FileReads<T> {
+    under_way: Mutex<Option<Attempt<T>>>,
+}
+
 /// A read that did not end in time, and still goes on or has ended since.
-struct Attempt {
-    credential: JoinHandle<Outcome>,
+struct Attempt<T> {
+    result: JoinHandle<T>,
     started: Instant,
     /// How long to wait for it.
     patience: Duration,
@@ -55,7 +60,7 @@ impl Reader {
     }
 
     fn with(source: CredentialSource, read: impl Fn(&CredentialSource) -> Outcome + Send + Sync + 'static) -> Self {
-        Self { source, read: Arc::new(read), under_way: Mutex::default() }
+        Self { source, read: Arc::new(read), reads: FileReads::default() }
     }
 
     /// Reads the credential from its source.
@@ -66,33 +71,41 @@ impl Reader {
         let Some(path) = file(&self.source) else { return read(&self.source) };
         let limit = limit.min(LONGEST_READ);
         let hangs = || SecretFileError::Hangs { path: path.to_owned(), limit };
-        timeout(limit, self.read_file()).await.unwrap_or_else(|_| Err(hangs().into()))
-    }
-
-    /// Waits for the read that is under way rather than start another. May be cancelled.
-    async fn read_file(&self) -> Outcome {
-        let mut under_way = self.under_way.lock().await;
-        let attempt = match under_way.take() {
-            None => self.start(FIRST_PATIENCE),
-            // What it hangs on may have been replaced, which only another read can tell.
-            Some(hung) if hung.is_overdue() => self.start(hung.patience * 2),
-            Some(attempt) => attempt,
-        };
-        let attempt = under_way.insert(attempt);
-        let credential = (&mut attempt.credential).await.expect("reading a file does not panic");
-        *under_way = None;
-        credential
-    }
-
-    fn start(&self, patience: Duration) -> Attempt {
         let (read, source) = (Arc::clone(&self.read), self.source.clone());
-        Attempt { credential: spawn_blocking(move || read(&source)), started: Instant::now(), patience }
+        timeout(limit, self.reads.run(move || read(&source))).await.unwrap_or_else(|_| Err(hangs().into()))
     }
 }
 
-impl Attempt {
+impl<T: Send + 'static> FileReads<T> {
+    /// Waits for the read that is under way, if there is one, rather than start this one. May be cancelled.
+    pub(crate) async fn run(&self, read: impl FnOnce() -> T + Send + 'static) -> T {
+        let mut under_way = self.under_way.lock().await;
+        let attempt = match under_way.take() {
+            None => Attempt::start(read, FIRST_PATIENCE),
+            // What it hangs on may have been replaced, which only another read can tell.
+            Some(hung) if hung.is_overdue() => Attempt::start(read, hung.patience * 2),
+            Some(attempt) => attempt,
+        };
+        let attempt = under_way.insert(attempt);
+        let result = (&mut attempt.result).await.expect("reading a file does not panic");
+        *under_way = None;
+        result
+    }
+}
+
+impl<T> Default for FileReads<T> {
+    fn default() -> Self {
+        Self { under_way: Mutex::default() }
+    }
+}
+
+impl<T: Send + 'static> Attempt<T> {
+    fn start(read: impl FnOnce() -> T + Send + 'static, patience: Duration) -> Self {
+        Self { result: spawn_blocking(read), started: Instant::now(), patience }
+    }
+
     fn is_overdue(&self) -> bool {
-        !self.credential.is_finished() && self.started.elapsed() >= self.patience
+        !self.result.is_finished() && self.started.elapsed() >= self.patience
     }
 }
 

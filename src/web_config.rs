@@ -24,6 +24,7 @@ use rustls::ServerConfig;
 
 use self::check::Check;
 pub(crate) use self::users::{Hash, LONGEST_PASSWORD, Users};
+use crate::secret::{LONGEST_READ, read_in_time};
 
 /// No configuration, certificate or key is as long.
 const MOST_BYTES: u64 = 1 << 20;
@@ -140,9 +141,10 @@ impl WebConfig {
     /// Reads and checks the file.
     ///
     /// # Errors
-    /// Every mistake, where one does not hide the others.
+    /// Every mistake, where one does not hide the others, or that the files cannot be read in time.
     pub fn read(path: &Path) -> Result<Self, Vec<String>> {
-        let Reading { files, settings } = Reading::of(path);
+        let reading = read_in_time(path, Reading::of).map_err(|_| vec![hung(path)])?;
+        let Reading { files, settings } = reading;
         Ok(Self { settings: settings?, files })
     }
 }
@@ -262,6 +264,12 @@ pub(crate) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("larger than 1 MiB"));
     }
     Ok(bytes)
+}
+
+/// What to say of a web config that cannot be read in time.
+pub(crate) fn hung(path: &Path) -> String {
+    let (path, limit) = (path.display(), humantime::format_duration(LONGEST_READ));
+    format!("{path}, or a file that it names, cannot be read within {limit}: check the file system that it is on")
 }
 
 /// What to say of a file that cannot be read. Where its content was given instead of its path, that may be a key.

@@ -194,11 +194,11 @@ impl ConnectionLimit {
         (Place { limit: Arc::clone(self), id }, closed)
     }
 
-    fn enter(&self, state: &mut State, stage: Stage, id: Id, entry: Entry) {
-        if state.stages[stage as usize].count >= self.limits[stage as usize] {
-            state.close_one(&[stage]);
+    fn enter(&self, connections: &mut State, stage: Stage, id: Id, entry: Entry) {
+        if connections.stages[stage as usize].count >= self.limits[stage as usize] {
+            connections.close_one(&[stage]);
         }
-        state.stages[stage as usize].insert(id, entry);
+        connections.stages[stage as usize].insert(id, entry);
     }
 
     /// Closes connections that have used up their time, for ever.
@@ -256,14 +256,14 @@ impl State {
 impl Place {
     /// The connection has come to that stage.
     pub(super) fn advance(&self, stage: Stage) {
-        let mut state = self.limit.state();
-        let earlier = &mut state.stages[..stage as usize];
+        let mut connections = self.limit.state();
+        let earlier = &mut connections.stages[..stage as usize];
         if let Some(mut entry) = earlier.iter_mut().find_map(|entries| entries.remove(self.id)) {
             if entry.phase == Phase::Head {
                 // Its time begins with the first byte.
                 entry.since = Instant::now();
             }
-            self.limit.enter(&mut state, stage, self.id, entry);
+            self.limit.enter(&mut connections, stage, self.id, entry);
         }
     }
 

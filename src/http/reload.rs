@@ -1,6 +1,6 @@
 //! Reloads the web config when its files change.
 //!
-//! Invariant: what does not work is never put in use, and is reported once. It must not know what the settings are for.
+//! Invariant: what does not work, or cannot be read in time, is never put in use, and is reported once. It must not know what the settings are for.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,8 +10,10 @@ use prometheus::IntGauge;
 use tokio::sync::watch;
 
 use super::gate::Gate;
+use crate::credentials::FileReads;
 use crate::exposure;
-use crate::web_config::{Files, Fingerprint, Reading};
+use crate::secret::LONGEST_READ;
+use crate::web_config::{Files, Fingerprint, Reading, hung};
 
 /// How often the files are looked at. A change is used once it has stood still for as long, since certificate and key
 /// are not written at one moment.
@@ -23,24 +25,51 @@ pub(crate) async fn keep_fresh(
     gate: Arc<Gate>,
     files: Files,
     every: Duration,
+    reload: watch::Receiver<()>,
+    in_use: IntGauge,
+) -> Infallible {
+    let watched = Watched { seen: files.fingerprint, tried: files };
+    keep_fresh_with(Watched::check, gate, watched, every, reload, in_use).await
+}
+
+/// `check` looks at the files, or reads them in any case, and may hang.
+async fn keep_fresh_with(
+    check: impl Fn(&mut Watched, bool) -> Option<Reading> + Clone + Send + 'static,
+    gate: Arc<Gate>,
+    mut watched: Watched,
+    every: Duration,
     mut reload: watch::Receiver<()>,
     in_use: IntGauge,
 ) -> Infallible {
-    let mut watched = Watched { seen: files.fingerprint, tried: files };
+    let reads = FileReads::default();
+    let (mut is_asked, mut hangs, mut is_in_use) = (false, false, true);
     loop {
-        let is_asked = tokio::select! {
+        let is_new_request = tokio::select! {
             () = tokio::time::sleep(every) => false,
             Ok(()) = reload.changed() => true,
         };
-        let looked = tokio::task::spawn_blocking(move || {
-            let reading = if is_asked { Some(watched.read()) } else { watched.look() };
-            (watched, reading)
+        is_asked |= is_new_request;
+        let (check, mut looking, asked) = (check.clone(), watched.clone(), is_asked);
+        let look = reads.run(move || {
+            let reading = check(&mut looking, asked);
+            (looking, reading, asked)
         });
-        let reading;
-        (watched, reading) = looked.await.expect("reading files does not panic");
+        let Ok((looked, reading, was_asked)) = tokio::time::timeout(LONGEST_READ, look).await else {
+            if !hangs || is_new_request {
+                tracing::error!(error = hung(&watched.tried.paths[0]), "the previous web config stays in use");
+            }
+            hangs = true;
+            in_use.set(0);
+            continue;
+        };
+        watched = looked;
+        // A look that began before the request is not what was asked for.
+        is_asked &= !was_asked;
+        hangs = false;
         if let Some(reading) = reading {
-            in_use.set(put_in_use(&gate, reading).into());
+            is_in_use = put_in_use(&gate, reading);
         }
+        in_use.set(is_in_use.into());
     }
 }
 
@@ -63,6 +92,7 @@ fn put_in_use(gate: &Gate, reading: Reading) -> bool {
     false
 }
 
+#[derive(Clone)]
 struct Watched {
     /// What was last tried, whatever came of it.
     tried: Files,
@@ -71,6 +101,10 @@ struct Watched {
 }
 
 impl Watched {
+    fn check(&mut self, is_asked: bool) -> Option<Reading> {
+        if is_asked { Some(self.read()) } else { self.look() }
+    }
+
     /// A reading, where there is something new that stood still since the last look.
     fn look(&mut self) -> Option<Reading> {
         let now = Fingerprint::of(&self.tried.paths);
@@ -132,6 +166,46 @@ mod tests {
         fs::write(folder.path().join("key"), "new").unwrap();
         assert!(watched.look().is_none());
         assert!(watched.look().is_some(), "a key that came later");
+    }
+
+    #[tokio::test]
+    async fn files_that_hang_are_reported_and_reread_once_they_can_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.yml");
+        fs::write(&path, "").unwrap();
+        let files = WebConfig::read(&path).unwrap().files;
+        let watched = Watched { seen: files.fingerprint, tried: files };
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let ended = Arc::new(std::sync::Mutex::new(ended));
+        let check = move |watched: &mut Watched, is_asked| {
+            // Hangs until the other side is dropped.
+            ended.lock().unwrap().recv().unwrap_err();
+            watched.check(is_asked)
+        };
+        let (ask, asked) = watch::channel(());
+        let in_use = IntGauge::new("in_use", "help").unwrap();
+        in_use.set(1);
+        let (gate, every) = (Arc::new(Gate::default()), Duration::from_millis(10));
+        let task = tokio::spawn(keep_fresh_with(check, Arc::clone(&gate), watched, every, asked, in_use.clone()));
+        let until = async |value| {
+            let deadline = tokio::time::Instant::now() + 6 * LONGEST_READ;
+            while in_use.get() != value {
+                assert!(tokio::time::Instant::now() < deadline, "it is never {value}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        until(0).await;
+        fs::write(&path, format!("basic_auth_users: {{a: {HASH}}}\n")).unwrap();
+        ask.send_replace(());
+        drop(end);
+        until(1).await;
+        let deadline = tokio::time::Instant::now() + 6 * LONGEST_READ;
+        let nobody = std::net::IpAddr::from([127, 0, 0, 1]).into();
+        while gate.admit(&gate.in_use(), "/metrics", &hyper::HeaderMap::new(), nobody).await.is_ok() {
+            assert!(tokio::time::Instant::now() < deadline, "the new users are never in use");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        task.abort();
     }
 
     #[tokio::test]

@@ -21,12 +21,8 @@ const DER: u8 = 0x30;
 /// # Errors
 /// What is wrong with the text or with one of them.
 pub(crate) fn authorities(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates = read(bytes)?;
     let mut roots = RootCertStore::empty();
-    for (place, certificate) in (1..).zip(&certificates) {
-        roots.add(certificate.clone()).map_err(|_| broken(place, certificates.len()))?;
-    }
-    Ok(certificates)
+    read_usable(bytes, |certificate| roots.add(certificate.clone()).is_ok())
 }
 
 /// All certificates, at least one.
@@ -34,6 +30,13 @@ pub(crate) fn authorities(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, 
 /// # Errors
 /// What is wrong with the text or with the PEM of one of them.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    read_usable(bytes, |_| true)
+}
+
+fn read_usable(
+    bytes: &[u8],
+    mut is_usable: impl FnMut(&CertificateDer<'static>) -> bool,
+) -> Result<Vec<CertificateDer<'static>>, String> {
     if let Some(encoding) = marked_encoding(bytes) {
         return Err(format!("is {encoding}: save it as UTF-8"));
     }
@@ -61,7 +64,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String>
     let lines: Vec<_> = text.lines().map(|line| line.trim_matches(is_margin)).collect();
     let clean = lines.join("\n");
     let parsed = CertificateDer::pem_slice_iter(clean.as_bytes());
-    let certificates = (1..).zip(parsed).map(|(place, parsed)| parsed.map_err(|_| broken(place, labels.len())));
+    let certificates = (1..).zip(parsed).map(|(place, certificate)| {
+        let broken = || format!("has a broken certificate, number {place} of {}: replace it", labels.len());
+        certificate.ok().filter(|certificate| is_usable(certificate)).ok_or_else(broken)
+    });
     let certificates = certificates.collect::<Result<Vec<_>, _>>()?;
     if certificates.len() < labels.len() {
         let (read, total) = (certificates.len(), labels.len());
@@ -71,8 +77,4 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, String>
         ));
     }
     Ok(certificates)
-}
-
-fn broken(place: usize, total: usize) -> String {
-    format!("has a broken certificate, number {place} of {total}: replace it")
 }
