@@ -6,6 +6,7 @@ mod auth;
 mod body;
 mod checks;
 mod gate;
+mod hello;
 mod host;
 mod limit;
 mod open_files;
@@ -38,6 +39,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::body::Body;
 pub(crate) use self::gate::Gate;
+use self::hello::HelloLimit;
 use self::limit::{ConnectionLimit, Place, Stage, Watched};
 pub use self::own::Format;
 pub(crate) use self::own::Own;
@@ -129,7 +131,7 @@ pub(crate) async fn serve(
     max_connections: usize,
     shutdown: impl Future<Output = ()>,
 ) {
-    let room = open_files::room_for_clients(max_connections + limit::MAX_SILENT + limit::MAX_PENDING);
+    let room = open_files::room_for_clients(max_connections + limit::MAX_NEWCOMERS);
     if room < max_connections {
         tracing::warn!(connections = room, "fewer than --web.max-connections: the limit of open files allows no more");
     }
@@ -213,17 +215,23 @@ impl Connection {
             _ = closing.changed() => false,
         };
         if sent {
-            self.place.advance(Stage::Pending);
             Box::pin(self.serve(stream, watcher, closing)).await;
         }
     }
 
     async fn serve(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
-        let Some(tls) = self.gate.tls() else { return self.serve_http1(stream, watcher).await };
+        let Some(tls) = self.gate.tls() else {
+            self.place.advance(Stage::Pending);
+            return self.serve_http1(stream, watcher).await;
+        };
+        self.place.advance(Stage::Handshake);
         let handshake = tokio::select! {
-            handshake = tls.accept(stream) => handshake,
+            handshake = tls.accept(HelloLimit::new(stream)) => handshake,
             _ = closing.changed() => return,
         };
+        if handshake.is_ok() {
+            self.place.advance(Stage::Pending);
+        }
         match handshake {
             // What the handshake agreed on.
             Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => self.serve_http2(stream, watcher).await,
@@ -232,7 +240,7 @@ impl Connection {
         }
     }
 
-    async fn serve_http2(self, stream: TlsStream<TcpStream>, watcher: Watcher) {
+    async fn serve_http2(self, stream: TlsStream<HelloLimit<TcpStream>>, watcher: Watcher) {
         let stream = Watched::new(stream, Arc::clone(&self.place), false);
         let service = service_fn(move |request| self.clone().answer(request));
         let connection = http2::Builder::new(TokioExecutor::new())

@@ -46,7 +46,7 @@ const FILES: usize = 3500;
 const SLACK_KIB: usize = 32 << 10;
 /// What connections without a request may take, whatever was sent on them: far less than a container has.
 const PENDING_KIB: usize = 64 << 10;
-/// The same for incomplete TLS records: 512 connections with 16 KB each, and what a debug build wastes.
+/// The same for incomplete TLS records, of which the exporter reads no more than a `ClientHello`.
 const RECORDS_KIB: usize = 40 << 10;
 /// The usual limit of open files, here of the exporter alone.
 const FEW_FILES: usize = 1024;
@@ -545,6 +545,7 @@ async fn a_burst_of_incomplete_tls_records_takes_little_memory() {
     let usual = exporter.peak();
     let mut rude = JoinSet::new();
     rude.spawn(bursts([127, 0, 0, 2], address, &RECORD));
+    rude.spawn(bursts([127, 0, 0, 3], address, &RECORD[..4000]));
     assert_prompt(scrape_through(&mut rude, &polite, scrape).await);
     let peak = exporter.peak();
     println!("at most {peak} KiB, {usual} KiB before");

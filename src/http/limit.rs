@@ -4,7 +4,7 @@
 //! have not shown that they may send requests therefore never close the connections of those that have. A stage that is
 //! full closes one of its own connections:
 //!
-//! - silent and pending: one of the source with the most, so that no source closes the connections of the others
+//! - silent, handshake and pending: one of the source with the most, so that no source closes the connections of the others
 //! - admitted: the one that is idle for longest, else the one whose client has taken no byte of its response for longest
 
 use std::collections::{BTreeMap, HashMap};
@@ -31,7 +31,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 const REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 /// Silent connections: they cost little, and in a burst a client needs time to send its first byte. Far more than tokio
 /// accepts before other tasks have their turn, so that what was sent is read first.
-pub(super) const MAX_SILENT: usize = 2048;
+const MAX_SILENT: usize = 2048;
+/// Connections in their TLS handshake, each of which may have a `ClientHello` of 4 KiB: enough for a burst of clients.
+const MAX_HANDSHAKES: usize = 1536;
 /// Pending connections: each may have the buffers of TLS and HTTP/2, about 75 KiB.
 pub(super) const MAX_PENDING: usize = 512;
 /// A connection is young for this long, time for a handshake and the head of a request, and is closed after the others.
@@ -39,12 +41,18 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How often connections are checked for having used up their time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
+/// What connections without an admitted request may take.
+pub(super) const MAX_NEWCOMERS: usize = MAX_SILENT + MAX_HANDSHAKES + MAX_PENDING;
+const NEWCOMERS: [Stage; 3] = [Stage::Silent, Stage::Handshake, Stage::Pending];
+
 /// How far a connection has come. It never goes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     /// The client has sent nothing.
     Silent,
-    /// No request was admitted yet: a handshake, the head of a request, or a password that waits for its check.
+    /// The TLS handshake has begun.
+    Handshake,
+    /// No request was admitted yet: the head of a request, or a password that waits for its check.
     Pending,
     /// A request was admitted.
     Admitted,
@@ -53,7 +61,7 @@ pub(super) enum Stage {
 /// All connections.
 pub(super) struct ConnectionLimit {
     /// The most connections of each [`Stage`].
-    limits: [usize; 3],
+    limits: [usize; 4],
     /// The most connections of all stages.
     total: usize,
     state: Mutex<State>,
@@ -63,7 +71,7 @@ pub(super) struct ConnectionLimit {
 struct State {
     next: u64,
     /// By [`Stage`].
-    stages: [Entries; 3],
+    stages: [Entries; 4],
 }
 
 /// The connections of one stage.
@@ -178,14 +186,18 @@ impl Entries {
 impl ConnectionLimit {
     /// `limit` is for admitted connections. `room` is what the process can open at all.
     pub(super) fn new(limit: usize, room: usize) -> Arc<Self> {
-        Arc::new(Self { limits: [MAX_SILENT, MAX_PENDING, limit], total: room, state: Mutex::default() })
+        Arc::new(Self {
+            limits: [MAX_SILENT, MAX_HANDSHAKES, MAX_PENDING, limit],
+            total: room,
+            state: Mutex::default(),
+        })
     }
 
     /// A place for one more connection, if need be that of another one.
     pub(super) fn open(self: &Arc<Self>, source: Source) -> (Place, Closed) {
         let (mut state, now) = (self.state(), Instant::now());
         if state.stages.iter().map(|entries| entries.count).sum::<usize>() >= self.total {
-            let _ = state.close_one(&[Stage::Silent, Stage::Pending]) || state.close_one(&[Stage::Admitted]);
+            let _ = state.close_one(&NEWCOMERS) || state.close_one(&[Stage::Admitted]);
         }
         let (close, closed) = oneshot::channel();
         let id = Id { source, number: state.next };
@@ -258,8 +270,9 @@ impl Place {
     pub(super) fn advance(&self, stage: Stage) {
         let mut connections = self.limit.state();
         let earlier = &mut connections.stages[..stage as usize];
-        if let Some(mut entry) = earlier.iter_mut().find_map(|entries| entries.remove(self.id)) {
-            if entry.phase == Phase::Head {
+        let left = |(stage, entries): (_, &mut Entries)| entries.remove(self.id).map(|entry| (stage, entry));
+        if let Some((left, mut entry)) = earlier.iter_mut().enumerate().find_map(left) {
+            if entry.phase == Phase::Head && left == Stage::Silent as usize {
                 // Its time begins with the first byte.
                 entry.since = Instant::now();
             }
@@ -413,15 +426,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_source_with_many_connections_closes_none_of_another_source() {
-        for (room, advanced) in [(99, 0), (99, 50), (99, 98), (9999, 0), (9999, 9999)] {
+        for (room, advanced, stage) in [
+            (99, 0, Stage::Pending),
+            (99, 50, Stage::Pending),
+            (99, 98, Stage::Handshake),
+            (9999, 0, Stage::Pending),
+            (9999, 99, Stage::Handshake),
+            (9999, 99, Stage::Pending),
+        ] {
             let limit = ConnectionLimit::new(9, room);
-            let (_place, mut closed) = open_from(&limit, 2);
+            let (place, mut closed) = open_from(&limit, 2);
+            if advanced == 99 {
+                place.advance(stage);
+            }
             tokio::time::advance(Duration::from_secs(1)).await;
             let _crowd: Vec<_> = (0..2 * MAX_SILENT)
                 .map(|number| {
                     let (place, closed) = open(&limit);
                     if number % 99 < advanced {
-                        place.advance(Stage::Pending);
+                        place.advance(stage);
                     }
                     (place, closed)
                 })
@@ -491,12 +514,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn there_are_never_more_connections_than_the_limits() {
-        for (room, silent, pending, admitted) in [(9999, MAX_SILENT, MAX_PENDING, 3), (7, 7, 7, 3)] {
+        for (room, silent, handshakes, pending, admitted) in
+            [(9999, MAX_SILENT, MAX_HANDSHAKES, MAX_PENDING, 3), (7, 7, 7, 7, 3)]
+        {
             let limit = ConnectionLimit::new(3, room);
             let count = || limit.state().stages.iter().map(|entries| entries.count).sum::<usize>();
             for _ in 0..2 {
                 let places: Vec<_> = (0..MAX_SILENT + 9).map(|_| open(&limit).0).collect();
                 assert_eq!(count(), silent);
+                for place in &places {
+                    place.advance(Stage::Handshake);
+                }
+                assert_eq!(count(), handshakes);
                 for place in &places {
                     place.advance(Stage::Pending);
                 }
