@@ -169,7 +169,12 @@ struct Connections {
 async fn accept(listener: TcpListener, connections: Arc<Connections>) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => connections.open(stream, peer.ip().into()),
+            Ok((stream, peer)) => {
+                connections.open(stream, peer.ip().into());
+                if connections.limit.is_behind() {
+                    tokio::task::yield_now().await;
+                }
+            }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -222,7 +227,7 @@ impl Connection {
     async fn serve(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
         let Some(tls) = self.gate.tls() else {
             self.place.advance(Stage::Pending);
-            return self.serve_http1(stream, watcher).await;
+            return Box::pin(self.serve_http1(stream, watcher)).await;
         };
         self.place.advance(Stage::Handshake);
         let handshake = tokio::select! {
@@ -232,10 +237,13 @@ impl Connection {
         if handshake.is_ok() {
             self.place.advance(Stage::Pending);
         }
+        // On the heap, so that a handshake does not take the memory of what follows it.
         match handshake {
             // What the handshake agreed on.
-            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => self.serve_http2(stream, watcher).await,
-            Ok(stream) => self.serve_http1(stream, watcher).await,
+            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                Box::pin(self.serve_http2(stream, watcher)).await
+            }
+            Ok(stream) => Box::pin(self.serve_http1(stream, watcher)).await,
             Err(error) => tracing::debug!(%error, "TLS handshake failed"),
         }
     }

@@ -39,7 +39,7 @@ const INSTANCES: usize = 2000;
 const PLACES: usize = 256;
 /// New connections per second in a burst, and how many of them a busy machine has to reach.
 const BURST: u32 = 2000;
-const SLOWEST_BURST: u32 = BURST / 4;
+const SLOWEST_BURST: u32 = BURST / 10;
 /// What the test itself opens at a time, and the exporter has to open less.
 const FILES: usize = 3500;
 /// What the rude may cost, more than the polite: buffers of their connections, and what a debug build wastes.

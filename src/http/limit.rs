@@ -38,6 +38,8 @@ const MAX_HANDSHAKES: usize = 1536;
 pub(super) const MAX_PENDING: usize = 512;
 /// A connection is young for this long, time for a handshake and the head of a request, and is closed after the others.
 const GRACE: Duration = Duration::from_millis(500);
+/// Connections that may be about to be closed before accepting lets them go first.
+const MAX_CLOSING: usize = 64;
 /// How often connections are checked for having used up their time.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -211,6 +213,12 @@ impl ConnectionLimit {
             connections.close_one(&[stage]);
         }
         connections.stages[stage as usize].insert(id, entry);
+    }
+
+    /// Whether many connections that lost their place still have their file, until their tasks have their turn.
+    pub(super) fn is_behind(self: &Arc<Self>) -> bool {
+        // Each place holds one.
+        Arc::strong_count(self) > self.total.saturating_add(MAX_CLOSING)
     }
 
     /// Closes connections that have used up their time, for ever.
