@@ -241,7 +241,7 @@ impl Connection {
         match handshake {
             // What the handshake agreed on.
             Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
-                Box::pin(self.serve_http2(stream, watcher)).await
+                Box::pin(self.serve_http2(stream, watcher)).await;
             }
             Ok(stream) => Box::pin(self.serve_http1(stream, watcher)).await,
             Err(error) => tracing::debug!(%error, "TLS handshake failed"),
