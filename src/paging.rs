@@ -128,8 +128,17 @@ async fn page_or_end<P: Listing>(source: &impl Source<P>, number: u64, total: u6
             tracing::debug!(page = number, error = %error, "the page after the last full one is refused: the list ends there");
             Ok(None)
         }
+        // Some servers take a number that is too large for that of the last page.
+        Err(error) if is_past_the_end && error.kind == Kind::Inconsistent => {
+            if repeats_page_before(source, number).await? { Ok(None) } else { Err(error) }
+        }
         page => page.map(Some),
     }
+}
+
+async fn repeats_page_before<P: Listing>(source: &impl Source<P>, number: u64) -> Result<bool, ApiError> {
+    let (before, page) = (source.page(number - 1).await?, source.page(number).await?);
+    Ok(page.listed() == source.page_size() && page.ids().eq(before.ids()))
 }
 
 /// A page that fits its own `totalCount`. One that does not is read once more: the list may have changed between being

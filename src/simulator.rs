@@ -81,6 +81,8 @@ pub struct Knobs {
     pub churn: bool,
     /// Every page is the first.
     pub repeat_first_page: bool,
+    /// The pages after the last one repeat it.
+    pub repeat_last_page: bool,
     /// The `totalCount` it claims.
     pub total_count: Option<u64>,
     /// Seconds that its clock is ahead of this machine's.
@@ -115,6 +117,7 @@ impl Knobs {
             missing_id: None,
             churn: false,
             repeat_first_page: false,
+            repeat_last_page: false,
             total_count: None,
             clock_ahead: 0,
             rewrite: None,
@@ -431,6 +434,8 @@ impl State {
         }
         let number = if knobs.repeat_first_page || knobs.longer_pages { 1 } else { query.page_num };
         let length = if knobs.longer_pages { usize::MAX } else { query.page_size.min(knobs.longest_page) };
+        let last = matching.len().div_ceil(length.max(1)).max(1);
+        let number = if knobs.repeat_last_page { number.min(last) } else { number };
         let start = (number - 1).saturating_mul(length).min(matching.len());
         let end = start.saturating_add(length).min(matching.len());
         let now = unix_time(knobs);

@@ -247,6 +247,23 @@ async fn a_total_that_is_smaller_than_what_is_listed() {
 }
 
 #[tokio::test]
+async fn a_page_after_the_end_may_be_refused_or_repeat_the_last() {
+    for refusal in [Some((400, "NO")), Some((403, "NO")), Some((404, NOT_FOUND.1)), None] {
+        let simulator = Simulator::start(Knobs::still(Service::Vm, 20)).await.unwrap();
+        simulator.set(|knobs| match refusal {
+            Some((status, code)) => {
+                knobs.fault = Some(Fault::answer(status, format!(r#"{{"code":"{code}"}}"#)));
+                knobs.fault_from_page = 3;
+            }
+            None => knobs.repeat_last_page = true,
+        });
+        let exporter = Exporter::ready(impatient(&simulator, &["--zenlayer.page-size=10"])).await;
+        let metrics = exporter.polls(2).await;
+        assert_eq!((metrics.instances(), metrics.value("zenlayer_up", &[])), (held(&simulator), Some(1.0)));
+    }
+}
+
+#[tokio::test]
 async fn a_field_with_another_name() {
     let says = "page 1: no usable instanceId in any entry (10): check --zenlayer.api-version (requestId T";
     let rename: Rewrite = |_, payload| {
