@@ -136,9 +136,11 @@ async fn page_or_end<P: Listing>(source: &impl Source<P>, number: u64, total: u6
     }
 }
 
+/// Whether that page has the same entries as the one before it, but not only because every page has those of the first.
 async fn repeats_page_before<P: Listing>(source: &impl Source<P>, number: u64) -> Result<bool, ApiError> {
     let (before, page) = (source.page(number - 1).await?, source.page(number).await?);
-    Ok(page.listed() == source.page_size() && page.ids().eq(before.ids()))
+    let repeats = page.listed() == source.page_size() && page.ids().eq(before.ids());
+    Ok(repeats && (number == 2 || !source.page(1).await?.ids().eq(page.ids())))
 }
 
 /// A page that fits its own `totalCount`. One that does not is read once more: the list may have changed between being

@@ -51,8 +51,8 @@ struct Outage {
     /// When the first of them ended.
     since: Moment,
     failures: u32,
-    /// How the last of them failed.
-    kind: Kind,
+    /// How the last of them failed, and whether there was data to serve.
+    state: (Kind, bool),
 }
 
 impl Poller {
@@ -105,12 +105,13 @@ impl Poller {
         }
     }
 
-    /// The first failure is an error in the log, and so is every tenth and each of another kind: an outage of hours must
-    /// neither fill the log nor vanish from it.
+    /// The first failure is an error in the log, and so is every tenth, each of another kind, and the one with which the
+    /// data has become too old: an outage of hours must neither fill the log nor vanish from it.
     fn log_failure(&mut self, error: &ApiError) {
         let now = self.clock.now();
-        let outage = self.outage.get_or_insert(Outage { since: now, failures: 0, kind: error.kind });
-        let is_another = std::mem::replace(&mut outage.kind, error.kind) != error.kind;
+        let state = (error.kind, self.is_fresh());
+        let outage = self.outage.get_or_insert(Outage { since: now, failures: 0, state });
+        let is_another = std::mem::replace(&mut outage.state, state) != state;
         outage.failures += 1;
         let (failures, is_news) =
             (outage.failures, is_another || outage.failures == 1 || outage.failures.is_multiple_of(10));
