@@ -188,7 +188,7 @@ async fn lost_lines_are_reported_once_standard_error_is_read_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn polls_go_on_where_standard_error_cannot_be_written() {
     let simulator = simulator(5).await;
-    let (running, log) = Running::start(&mut on_simulator(&simulator, &[]));
+    let (running, log) = Running::start(&mut on_simulator(&simulator, &["--log.level=debug"]));
     drop(log);
     running.until_lines_are_dropped().await;
     running.until_up_is(1.0).await;
@@ -197,7 +197,7 @@ async fn polls_go_on_where_standard_error_cannot_be_written() {
     // What it listens on cannot be read there.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let listen = format!("--web.listen-address={free}");
-    let child = exporter(&["--demo", &listen]).stderr(full_disk()).spawn().unwrap();
+    let child = exporter(&["--demo", "--log.level=debug", &listen]).stderr(full_disk()).spawn().unwrap();
     let running = Running { child, address: free };
     let deadline = Instant::now() + PATIENCE;
     while tokio::net::TcpStream::connect(free).await.is_err() {
@@ -283,7 +283,8 @@ async fn sighup_rereads_the_secrets_and_polls() {
     fs::write(&file, "old").unwrap();
     let token = format!("--zenlayer.token-file={}", file.path().display());
     // Only the signal makes it poll again.
-    let rarely = ["--poll.interval=1h", "--poll.max-staleness=2h", LISTEN, &token];
+    // A poll that changes nothing is a line at that level.
+    let rarely = ["--poll.interval=1h", "--poll.max-staleness=2h", "--log.level=debug", LISTEN, &token];
     let endpoint = format!("--zenlayer.endpoint={}", simulator.endpoint());
     let (running, log) = Running::start(&mut exporter(&[&rarely[..], &[&endpoint]].concat()));
     log.until(&["poll failed"]);
