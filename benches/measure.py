@@ -109,7 +109,8 @@ def until_up(exporter):
 @contextlib.contextmanager
 def exporter(*flags):
     address = f"127.0.0.1:{free_port()}"
-    command = [BINARY, f"--web.listen-address={address}", *flags]
+    # A poll that changes nothing is in the log at that level only.
+    command = [BINARY, f"--web.listen-address={address}", "--log.level=debug", *flags]
     with tempfile.NamedTemporaryFile() as log:
         with running(command, stderr=log, env={**os.environ, **CREDENTIALS}) as process:
             started = Exporter(process, address, pathlib.Path(log.name))

@@ -49,18 +49,22 @@ stage() {
     [ "$outcome" = passed ]
 }
 
-# Sums what the stage printed: cargo separates counts by semicolons and calls skipped tests ignored.
+# What the stage printed: the sum over all test binaries of cargo, or else the last line with counts. A line may name skipped
+# tests alone.
 counts() {
     awk -v outcome="$2" '
-        {
-            line = $0
+        function add(line, word) {
             while (match(line, /[0-9]+ (passed|failed|skipped|ignored)/)) {
                 split(substr(line, RSTART, RLENGTH), word, " ")
                 sum[word[2]] += word[1]
                 line = substr(line, RSTART + RLENGTH)
             }
         }
+        /^test result:/ { by_cargo = 1; add($0); next }
+        /[0-9] passed/ { last = $0; next }
+        /[0-9] skipped/ { add($0) }
         END {
+            if (!by_cargo) add(last)
             if (outcome == "failed" && !sum["failed"]) sum["failed"] = 1
             printf "%d passed, %d failed, %d skipped\n", sum["passed"], sum["failed"], sum["skipped"] + sum["ignored"]
         }' "$logs/$1.log"
