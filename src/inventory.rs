@@ -68,7 +68,8 @@ pub async fn collect_named(
     let found = read_named(source, ids, statuses).await?;
     let nothing = Inventory::default();
     let gone = history.inventory.unwrap_or(&nothing).ids_not_in(&found.reading.inventory);
-    let again = read_named(source, &gone, statuses).await?;
+    // Those that the API does not answer for are among them: they are counted as that.
+    let again = read_ids(source, &gone, &Budget::unlimited(), statuses).await?;
     let reading = found.reading.merge(&again.reading)?;
     let missing = found.unanswered.len() as u64;
     let (inventory, pages) = (reading.inventory, reading.totals.answers);

@@ -554,10 +554,14 @@ async fn a_named_instance_that_is_refused_hides_no_other() {
         simulator.set(|knobs| knobs.missing_id = Some(refusal));
         let ids: Vec<_> = held(&simulator).into_iter().map(|(id, _)| id).collect();
         let named = format!("--zenlayer.instance-ids={}", ids.join(","));
-        simulator.with_fleet(|fleet| fleet.machines.remove(7));
         let exporter = Exporter::ready(impatient(&simulator, &[&named])).await;
-        let metrics = exporter.polls(2).await;
-        assert_eq!(metrics.instances(), held(&simulator), "{refusal:?}");
+        simulator.with_fleet(|fleet| fleet.machines.remove(7));
+        let metrics = exporter.polls(3).await;
+        assert_eq!(
+            (metrics.instances(), metrics.value("zenlayer_up", &[])),
+            (held(&simulator), Some(1.0)),
+            "{refusal:?}"
+        );
         assert_eq!(metrics.value("zenlayer_exporter_instances_missing", &[]), Some(refused), "{refusal:?}");
         assert_eq!(log().contains("the API does not answer for some IDs"), refused > 0.0, "{}", log());
         simulator.with_fleet(|fleet| fleet.machines.clear());
