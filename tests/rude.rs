@@ -524,10 +524,9 @@ async fn a_burst_of_connections_stops_no_scrape_over_tls() {
     let _alone = alone().await;
     let simulator = simulator().await;
     let polite = start_ready(&simulator).await;
-    let (exporter, client, _) = start_over_tls(&simulator);
+    let (exporter, client, _) = start_over_tls(&simulator).await;
     let address = exporter.address;
     let scrape = || scrape_over_tls(&client, address);
-    until_ready(scrape).await;
     let mut rude = JoinSet::new();
     rude.spawn(bursts([127, 0, 0, 1], address, b""));
     assert_prompt(scrape_through(&mut rude, &polite, scrape).await);
@@ -538,10 +537,9 @@ async fn a_burst_of_incomplete_tls_records_takes_little_memory() {
     let _alone = alone().await;
     let simulator = simulator().await;
     let polite = start_ready(&simulator).await;
-    let (exporter, client, _) = start_over_tls(&simulator);
+    let (exporter, client, _) = start_over_tls(&simulator).await;
     let address = exporter.address;
     let scrape = || scrape_over_tls(&client, address);
-    until_ready(scrape).await;
     let usual = exporter.peak();
     let mut rude = JoinSet::new();
     rude.spawn(bursts([127, 0, 0, 2], address, &RECORD));
@@ -552,8 +550,8 @@ async fn a_burst_of_incomplete_tls_records_takes_little_memory() {
     assert!(peak < usual + RECORDS_KIB, "{peak} KiB, {usual} KiB before");
 }
 
-/// An exporter over TLS, a client that trusts it, and what all the rude ones connect with.
-fn start_over_tls(simulator: &Simulator) -> (Running, Client, &'static TlsConnector) {
+/// An exporter over TLS that has polled, a client that trusts it, and what all the rude ones connect with.
+async fn start_over_tls(simulator: &Simulator) -> (Running, Client, &'static TlsConnector) {
     let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
     authority.write(folder.path());
     let file = folder.path().join("web.yml");
@@ -562,6 +560,7 @@ fn start_over_tls(simulator: &Simulator) -> (Running, Client, &'static TlsConnec
     exporter.folder = Some(folder);
     let client = Client { alpn: vec![b"h2", b"http/1.1"], ..Client::trusting(&[&authority]) };
     let connector = Box::leak(Box::new(client.connector()));
+    until_ready(|| scrape_over_tls(&client, exporter.address)).await;
     (exporter, client, connector)
 }
 
@@ -576,10 +575,9 @@ async fn connections_without_a_request_take_little_memory() {
     let _alone = alone().await;
     let simulator = simulator().await;
     let polite = start_ready(&simulator).await;
-    let (exporter, client, connector) = start_over_tls(&simulator);
+    let (exporter, client, connector) = start_over_tls(&simulator).await;
     let address = exporter.address;
     let scrape = || scrape_over_tls(&client, address);
-    until_ready(scrape).await;
     let usual = exporter.peak();
     let until = Instant::now() + RUDE;
     let mut rude = JoinSet::new();
@@ -598,10 +596,9 @@ async fn rude_clients_over_tls_stop_no_scrape() {
     let _alone = alone().await;
     let simulator = simulator().await;
     let polite = start_ready(&simulator).await;
-    let (exporter, client, connector) = start_over_tls(&simulator);
+    let (exporter, client, connector) = start_over_tls(&simulator).await;
     let address = exporter.address;
     let scrape = || scrape_over_tls(&client, address);
-    until_ready(scrape).await;
     let usual = exporter.peak();
     let until = Instant::now() + RUDE;
     let mut rude = JoinSet::new();
