@@ -41,7 +41,12 @@ pub enum Command {
     /// `--config.check`: make one request, report problems, exit.
     Check(Config),
     /// `--healthcheck`: check the exporter that runs here; its account does not matter to this process.
-    Healthcheck(Web),
+    Healthcheck {
+        /// Where it listens.
+        web: Web,
+        /// What an operator should know about the settings.
+        warnings: Vec<String>,
+    },
 }
 
 /// Where the instances are.
@@ -370,7 +375,7 @@ impl Command {
             Self::Serve(config) | Self::Once(config) | Self::Check(config) => {
                 (config.warnings, config.notes) = (warnings, notes);
             }
-            Self::Healthcheck(_) => {}
+            Self::Healthcheck { warnings: of_health, .. } => *of_health = warnings,
         }
         self
     }

@@ -112,7 +112,12 @@ async fn execute(log: &Arc<LogWriter>, mut signals: Signals, command: Command) -
         Command::Serve(config) => serve(log, signals, config).await,
         Command::Once(config) => signals.run_unless_stopped(once(config)).await,
         Command::Check(config) => signals.run_unless_stopped(Box::pin(check(config))).await,
-        Command::Healthcheck(web) => signals.run_unless_stopped(healthcheck(web)).await,
+        Command::Healthcheck { web, warnings } => {
+            for warning in warnings {
+                log.print(&format!("zenlayer-exporter: warning: {warning}"));
+            }
+            signals.run_unless_stopped(healthcheck(web)).await
+        }
     }
 }
 

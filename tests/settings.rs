@@ -88,7 +88,21 @@ fn bad_values(arg: &Arg) -> Vec<String> {
             "/{a}",
         ],
         "FILE" => &["/nonexistent/file", "/", "\u{1}"],
-        "URL" => &["http//x y", "ftp://example.com", "https://"],
+        "URL" => &[
+            "http//x y",
+            "ftp://example.com",
+            "https://",
+            "/etc",
+            "https:///etc",
+            ",",
+            "a,b",
+            "$(id)",
+            "'\"",
+            "a..b",
+            "-1",
+            "0",
+            "https://[::]",
+        ],
         "SERVICE" | "WHICH" | "LEVEL" | "FORMAT" => &["VMs", "info,debug", "1", "true", "INFO!"],
         "DATE" => &["latest", "2023-99-99", "2023-02-30", "2023-3-13", "20230313", "2023-03-13T00:00", "2023/03/13"],
         "ID" => &["a b", "a,b", "a\tb", "a\nb", "a\u{1}b"],
@@ -523,6 +537,16 @@ async fn a_proxy_is_used_as_it_was_meant_and_logged_without_its_password() {
     }
 }
 
+#[test]
+fn a_health_check_warns_of_variables_that_it_does_not_know() {
+    let mistyped = [("ZENLAYER_EXPORTER_WEB_LISTEN_ADRESS", "127.0.0.1:2")];
+    let (code, said) = run(exporter(&["--healthcheck", "--web.listen-address=127.0.0.1:1"], mistyped));
+    assert_eq!(code, Some(1));
+    let first = said.lines().next().unwrap();
+    assert!(first.starts_with("zenlayer-exporter: warning: ZENLAYER_EXPORTER_WEB_LISTEN_ADRESS "), "{said}");
+    assert!(first.ends_with("did you mean ZENLAYER_EXPORTER_WEB_LISTEN_ADDRESS?"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_is_not_used_is_logged_with_the_reason() {
     let simulator = Simulator::start(Knobs::still(Service::Vm, 5)).await.unwrap();
@@ -547,8 +571,8 @@ fn a_proxy_that_cannot_be_used_is_refused_without_its_password() {
     for (value, wrong) in [
         ("socks5://user:hush@proxy:1080", "has the scheme \"socks5\", which is not supported"),
         ("ftp://user:hush@proxy", "has the scheme \"ftp\", which is not supported"),
-        ("http://user:hush@pro xy:3128", "has a space or a control character in it"),
-        ("http://user:hush@pro\nxy:3128", "has a space or a control character in it"),
+        ("http://user:hush@pro xy:3128", "has a space, a control character or three slashes in it"),
+        ("http://user:hush@pro\nxy:3128", "has a space, a control character or three slashes in it"),
         ("http://user:hush@proxy:65536", "is not a URL"),
         ("http://user:hush@proxy:0", "has no usable host and port"),
         (&format!("http://user:hush@{}", "x".repeat(254)), "has no usable host and port"),

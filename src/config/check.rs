@@ -47,7 +47,7 @@ pub(super) struct Check<'a> {
 impl Check<'_> {
     pub(super) fn command(&mut self, flags: &Flags) -> Option<Command> {
         if flags.healthcheck && !flags.once && !flags.config_check {
-            return self.web(flags).map(Command::Healthcheck);
+            return self.web(flags).map(|web| Command::Healthcheck { web, warnings: Vec::new() });
         }
         let config = self.config(flags);
         match (flags.once, flags.config_check, flags.healthcheck) {
@@ -346,8 +346,10 @@ impl Check<'_> {
             return None;
         }
         let invalid = |expected: &str| super::invalid(&setting, &text, expected);
-        let has_controls = text.contains(|c: char| c.is_whitespace() || c.is_control());
-        let mistake = match Url::parse(&with_scheme).ok().filter(values::has_host).filter(|_| !has_controls) {
+        // The parser of URLs drops these, and any number of slashes.
+        let is_path = text.starts_with('/') || with_scheme.contains(":///");
+        let is_changed = is_path || text.contains(|c: char| c.is_whitespace() || c.is_control());
+        let mistake = match Url::parse(&with_scheme).ok().filter(values::has_host).filter(|_| !is_changed) {
             None => invalid(EXAMPLE),
             Some(url) if !["https", "http"].contains(&url.scheme()) => invalid("https or http as the scheme"),
             Some(url) if url.path() != "/" || url.query().is_some() || url.fragment().is_some() => {

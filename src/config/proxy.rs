@@ -28,8 +28,8 @@ impl Proxy {
     /// What is wrong with it, in words that quote none of it but the scheme.
     fn parse(text: &str) -> Result<Self, String> {
         // The parser of URLs drops some of these.
-        if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err("has a space or a control character in it".to_owned());
+        if text.contains(|c: char| c.is_whitespace() || c.is_control()) || text.contains(":///") {
+            return Err("has a space, a control character or three slashes in it".to_owned());
         }
         let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let url = Url::parse(&with_scheme).map_err(|_| "is not a URL".to_owned())?;

@@ -1,5 +1,6 @@
 //! Values as text → values of their type, and the forms in which a mistake is noted.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -23,9 +24,17 @@ pub(super) fn whole_number<T: FromStr>(text: &str) -> Option<T> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// Whether the URL has a host that the DNS can have.
+/// Whether the URL has a host that can be reached: an address, or a name that the DNS can have.
 pub(super) fn has_host(url: &Url) -> bool {
-    url.host_str().is_some_and(|host| host.len() <= LONGEST_HOST)
+    let is_label = |label: &str| {
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        !label.is_empty() && label.bytes().all(is_allowed) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let Some(host) = url.host_str() else { return false };
+    match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        Ok(address) => !address.is_unspecified(),
+        Err(_) => host.len() <= LONGEST_HOST && host.strip_suffix('.').unwrap_or(host).split('.').all(is_label),
+    }
 }
 
 pub(super) fn is_id(text: &str) -> bool {

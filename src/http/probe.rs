@@ -160,8 +160,15 @@ async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> R
     let body = response.into_body().collect().await?.to_bytes();
     match status {
         StatusCode::OK | StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS => Ok(()),
-        _ => Err(ProbeError::Unhealthy(status.as_u16(), String::from_utf8_lossy(&body).trim_end().to_owned())),
+        _ => Err(ProbeError::Unhealthy(status.as_u16(), first_line(&body))),
     }
+}
+
+/// What another server may answer with is a page for people.
+fn first_line(body: &[u8]) -> String {
+    const LONGEST: usize = 200;
+    let text = String::from_utf8_lossy(&body[..body.len().min(LONGEST)]).into_owned();
+    text.lines().next().unwrap_or_default().trim_end().to_owned()
 }
 
 /// Takes any certificate. The probe asks a process of its own machine, by an address the certificate need not name, and
