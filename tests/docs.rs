@@ -346,6 +346,9 @@ fn the_stages_are_those_of_the_tests() {
     let rows = usage.lines().filter_map(|line| line.strip_prefix("  ").filter(|row| !row.starts_with(' ')));
     let described: Vec<_> = rows.filter_map(|row| row.split(' ').next()).collect();
     assert_eq!(described.split_first(), Some((&"quick", &*documented)), "tests/run.sh --help");
+    let workflow = read(".github/workflows/ci.yml");
+    let (_, jobs) = workflow.split_once("stage: [quick, ").unwrap();
+    assert_eq!(documented, jobs.split(']').next().unwrap().split(", ").collect::<Vec<_>>(), "ci.yml");
     let scripts: BTreeSet<_> = files("tests/stages", &["sh"]).into_iter().collect();
     assert_eq!(scripts, documented.iter().map(|stage| format!("tests/stages/{stage}.sh")).collect());
 }

@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tests/lib.sh
 
 # Ordered by cost; rules uses the Prometheus 3 that real unpacks.
-readonly stages=(quick fuzz supply real rules systemd kubernetes dashboards page pod container)
+readonly stages=(quick workflow fuzz supply real rules systemd kubernetes dashboards page pod container)
 readonly logs=target/stages
 
 usage() {
@@ -16,6 +16,7 @@ Usage: tests/run.sh          run every stage
 Each stage installs what it needs if it is missing: Debian packages as root or with sudo, Python packages into target/python.
 
   quick       formatting, lints, documentation, unit and integration tests; needs only Rust
+  workflow    the workflow of GitHub Actions; needs Python
   fuzz        each fuzz target for FUZZ_SECONDS seconds (default 5); needs a C++ compiler
   supply      licences, sources and the bill of materials; needs cargo-deny, which it downloads
   real        the exporter with the vendor's SDK, Prometheus 2 and 3, promtool, curl, gzip and openssl
