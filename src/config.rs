@@ -3,10 +3,10 @@
 //! Invariant: a [`Config`] holds only values that work, and a failed check names every mistake in one answer.
 //! It must not read the environment itself, nor open a socket.
 
-mod access;
 mod arguments;
 mod authorities;
 mod check;
+mod credentials;
 mod environment;
 mod flags;
 mod proxy;

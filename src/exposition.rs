@@ -3,6 +3,7 @@
 //! Invariant: the same inventory is always the same bytes. It must not know a clock, a socket or a registry.
 
 pub(crate) mod info;
+pub(crate) mod openmetrics;
 
 use std::borrow::Cow;
 

@@ -2,19 +2,20 @@
 //!
 //! Invariant: accepting never waits for a client, and a shutdown ends within its bound. It must not know the API.
 
+mod access;
 mod auth;
 mod body;
 mod checks;
-mod gate;
 mod hello;
 mod host;
 mod limit;
+mod negotiation;
 mod open_files;
-mod own;
 mod page;
 pub mod probe;
 pub(crate) mod reload;
-mod route;
+mod routes;
+mod self_metrics;
 mod source;
 
 use std::collections::BTreeSet;
@@ -37,15 +38,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::server::TlsStream;
 
+pub(crate) use self::access::AccessControl;
 use self::body::Body;
-pub(crate) use self::gate::Gate;
 use self::hello::HelloLimit;
-use self::limit::{ConnectionLimit, Place, Stage, Watched};
-pub use self::own::Format;
-pub(crate) use self::own::Own;
+use self::limit::{ConnectionLimit, ConnectionSlot, Stage, Watched};
+pub use self::negotiation::{Format, accepts_gzip};
 pub(crate) use self::page::About;
-pub(crate) use self::route::Site;
-pub use self::route::{Route, accepts_gzip, route};
+pub(crate) use self::routes::Routes;
+pub use self::routes::{Route, route};
+pub(crate) use self::self_metrics::SelfMetrics;
 use self::source::Source;
 use crate::config::ListenAddress;
 
@@ -126,8 +127,8 @@ fn listen(address: SocketAddr, dual: bool) -> io::Result<TcpListener> {
 /// Serves until `shutdown`, then lets open requests end.
 pub(crate) async fn serve(
     listeners: Vec<TcpListener>,
-    site: Arc<Site>,
-    gate: Arc<Gate>,
+    routes: Arc<Routes>,
+    access: Arc<AccessControl>,
     max_connections: usize,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -136,8 +137,8 @@ pub(crate) async fn serve(
         tracing::warn!(connections = room, "fewer than --web.max-connections: the limit of open files allows no more");
     }
     let connections = Arc::new(Connections {
-        site,
-        gate,
+        routes,
+        access,
         open: watch::Sender::new(()),
         limit: ConnectionLimit::new(max_connections, room),
         graceful: GracefulShutdown::new(),
@@ -158,8 +159,8 @@ pub(crate) async fn serve(
 }
 
 struct Connections {
-    site: Arc<Site>,
-    gate: Arc<Gate>,
+    routes: Arc<Routes>,
+    access: Arc<AccessControl>,
     /// Dropped when the shutdown begins.
     open: watch::Sender<()>,
     limit: Arc<ConnectionLimit>,
@@ -191,8 +192,8 @@ impl Connections {
         let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(STALL_TIMEOUT));
         let (place, closed) = self.limit.open(source);
         let (watcher, closing) = (self.graceful.watcher(), self.open.subscribe());
-        let (site, gate) = (Arc::clone(&self.site), Arc::clone(&self.gate));
-        let connection = Connection { site, gate, place: Arc::new(place), source };
+        let (routes, access) = (Arc::clone(&self.routes), Arc::clone(&self.access));
+        let connection = Connection { routes, access, place: Arc::new(place), source };
         tokio::spawn(async move {
             tokio::select! {
                 () = connection.serve_from_first_byte(stream, watcher, closing) => {}
@@ -205,9 +206,9 @@ impl Connections {
 /// One client's connection.
 #[derive(Clone)]
 struct Connection {
-    site: Arc<Site>,
-    gate: Arc<Gate>,
-    place: Arc<Place>,
+    routes: Arc<Routes>,
+    access: Arc<AccessControl>,
+    place: Arc<ConnectionSlot>,
     source: Source,
 }
 
@@ -225,7 +226,7 @@ impl Connection {
     }
 
     async fn serve(self, stream: TcpStream, watcher: Watcher, mut closing: watch::Receiver<()>) {
-        let Some(tls) = self.gate.tls() else {
+        let Some(tls) = self.access.tls() else {
             self.place.advance(Stage::Pending);
             return Box::pin(self.serve_http1(stream, watcher)).await;
         };
@@ -274,21 +275,21 @@ impl Connection {
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let Self { site, gate, place, source } = self;
+        let Self { routes, access, place, source } = self;
         let in_progress = place.begin();
-        let in_use = gate.in_use();
+        let in_use = access.in_use();
         let mut response = if host::is_valid(request.version(), request.headers()) {
-            let admission = gate.admit(&in_use, request.uri().path(), request.headers(), source).await;
+            let admission = access.admit(&in_use, request.uri().path(), request.headers(), source).await;
             if admission.is_ok() {
                 place.advance(Stage::Admitted);
             }
             match admission {
-                Ok(()) if request.body().is_end_stream() => site.answer(&request).await,
-                Ok(()) => site.refuse_body(&request),
-                Err(denial) => site.deny(&request, denial),
+                Ok(()) if request.body().is_end_stream() => routes.answer(&request).await,
+                Ok(()) => routes.refuse_body(&request),
+                Err(denial) => routes.deny(&request, denial),
             }
         } else {
-            site.refuse_host(&request)
+            routes.refuse_host(&request)
         };
         // hyper sends no body in answer to HEAD over HTTP/1, and does over HTTP/2.
         if request.method() == Method::HEAD && request.version() == Version::HTTP_2 {

@@ -72,7 +72,7 @@ use crate::api::wire::Listing;
 use crate::api::{ApiError, Backoff, Client, InfoPage, Page, Round, Session};
 use crate::clock::Clock;
 use crate::config::{Config, Target};
-use crate::http::{About, Gate, Own, Site, reload};
+use crate::http::{About, AccessControl, Routes, SelfMetrics, reload};
 use crate::info::Collector;
 use crate::model::Statuses;
 use crate::plural::counted;
@@ -233,10 +233,10 @@ pub async fn run(
     let telemetry = Arc::new(Telemetry::of_process(log_lines_dropped));
     let Exporter { poller, collector, published, _simulator } =
         Exporter::start(&config, backoff, clock.clone(), &telemetry).await?;
-    let site = Arc::new(Site {
+    let routes = Arc::new(Routes {
         published,
         telemetry,
-        own: Own::default(),
+        self_metrics: SelfMetrics::default(),
         about: About {
             service: config.api.service.name(),
             polled: config.polled(),
@@ -248,13 +248,13 @@ pub async fn run(
         longest_silence: config.poll.timeout + config.poll.interval + SLACK,
     });
     let settings = config.web_config.as_ref().map(|web| web.settings.clone()).unwrap_or_default();
-    let gate = Arc::new(Gate::new(settings, config.web.open_health));
-    let fresh = keep_fresh(&gate, config.web_config, &site.telemetry, web_config_check, reload.clone());
+    let access = Arc::new(AccessControl::new(settings, config.web.open_health));
+    let fresh = keep_fresh(&access, config.web_config, &routes.telemetry, web_config_check, reload.clone());
     let serving = async {
         tokio::select! {
-            () = http::serve(listeners, Arc::clone(&site), Arc::clone(&gate), config.web.max_connections, shutdown) => {}
+            () = http::serve(listeners, Arc::clone(&routes), Arc::clone(&access), config.web.max_connections, shutdown) => {}
             never = fresh => match never {},
-            never = pat_while_healthy(&site, watchdog) => match never {},
+            never = pat_while_healthy(&routes, watchdog) => match never {},
         }
     };
     // A task each: long answers about metadata must not delay polls.
@@ -267,7 +267,7 @@ pub async fn run(
 }
 
 fn keep_fresh(
-    gate: &Arc<Gate>,
+    access: &Arc<AccessControl>,
     web_config: Option<WebConfig>,
     telemetry: &Telemetry,
     every: Duration,
@@ -275,21 +275,21 @@ fn keep_fresh(
 ) -> impl Future<Output = Infallible> {
     // Registered before anything is served, so that the first scrape has it.
     let watched = web_config.map(|web_config| (web_config.files, telemetry.web_config_reload_success()));
-    let gate = Arc::clone(gate);
+    let access = Arc::clone(access);
     async move {
         match watched {
-            Some((files, in_use)) => reload::keep_fresh(gate, files, every, reload, in_use).await,
+            Some((files, in_use)) => reload::keep_fresh(access, files, every, reload, in_use).await,
             None => std::future::pending().await,
         }
     }
 }
 
-async fn pat_while_healthy(site: &Site, watchdog: Option<Watchdog>) -> Infallible {
+async fn pat_while_healthy(routes: &Routes, watchdog: Option<Watchdog>) -> Infallible {
     let Some(Watchdog { every, mut pat }) = watchdog else {
         return std::future::pending().await;
     };
     loop {
-        if site.is_healthy() {
+        if routes.is_healthy() {
             pat();
         }
         tokio::time::sleep(every).await;
@@ -437,10 +437,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_watchdog_hears_nothing_from_a_loop_that_is_stuck() {
-        let site = Site {
+        let routes = Routes {
             published: Arc::new(Published::new(Duration::from_mins(5))),
             telemetry: Arc::default(),
-            own: Own::default(),
+            self_metrics: SelfMetrics::default(),
             about: About {
                 service: "vm",
                 polled: String::new(),
@@ -458,7 +458,7 @@ mod tests {
         });
         let watchdog = Watchdog { every: Duration::from_secs(10), pat };
         let stuck = Duration::from_hours(1);
-        let ended = tokio::time::timeout(stuck, pat_while_healthy(&site, Some(watchdog))).await;
+        let ended = tokio::time::timeout(stuck, pat_while_healthy(&routes, Some(watchdog))).await;
         assert!(ended.is_err());
         assert_eq!(pats.load(Ordering::Relaxed), 10, "at 0, 10, … 90 s");
     }

@@ -112,7 +112,7 @@ enum Phase {
 }
 
 /// One connection's place under the limit, free again when dropped.
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     limit: Arc<ConnectionLimit>,
     id: Id,
 }
@@ -121,7 +121,7 @@ pub(super) struct Place {
 pub(super) type Closed = oneshot::Receiver<Infallible>;
 
 /// A request in progress, until this is dropped.
-pub(super) struct InProgress(Arc<Place>);
+pub(super) struct InProgress(Arc<ConnectionSlot>);
 
 impl Entry {
     /// The one with the smallest is closed first.
@@ -196,7 +196,7 @@ impl ConnectionLimit {
     }
 
     /// A place for one more connection, if need be that of another one.
-    pub(super) fn open(self: &Arc<Self>, source: Source) -> (Place, Closed) {
+    pub(super) fn open(self: &Arc<Self>, source: Source) -> (ConnectionSlot, Closed) {
         let (mut state, now) = (self.state(), Instant::now());
         if state.stages.iter().map(|entries| entries.count).sum::<usize>() >= self.total {
             let _ = state.close_one(&NEWCOMERS) || state.close_one(&[Stage::Admitted]);
@@ -205,7 +205,7 @@ impl ConnectionLimit {
         let id = Id { source, number: state.next };
         state.next += 1;
         self.enter(&mut state, Stage::Silent, id, Entry { phase: Phase::Head, since: now, active: now, _close: close });
-        (Place { limit: Arc::clone(self), id }, closed)
+        (ConnectionSlot { limit: Arc::clone(self), id }, closed)
     }
 
     fn enter(&self, connections: &mut State, stage: Stage, id: Id, entry: Entry) {
@@ -273,7 +273,7 @@ impl State {
     }
 }
 
-impl Place {
+impl ConnectionSlot {
     /// The connection has come to that stage.
     pub(super) fn advance(&self, stage: Stage) {
         let mut connections = self.limit.state();
@@ -306,7 +306,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         for entries in &mut self.limit.state().stages {
             entries.remove(self.id);
@@ -326,13 +326,13 @@ impl Drop for InProgress {
 /// A stream that reports its reads and writes to the connection's place.
 pub(super) struct Watched<S> {
     stream: S,
-    place: Arc<Place>,
+    place: Arc<ConnectionSlot>,
     /// Whether a byte that is read while the connection is idle begins the head of a request: not so in HTTP/2.
     reads_heads: bool,
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: S, place: Arc<Place>, reads_heads: bool) -> Self {
+    pub(super) fn new(stream: S, place: Arc<ConnectionSlot>, reads_heads: bool) -> Self {
         Self { stream, place, reads_heads }
     }
 
@@ -395,16 +395,16 @@ mod tests {
     use super::*;
 
     /// A connection from the source of that number.
-    fn open_from(limit: &Arc<ConnectionLimit>, source: u8) -> (Arc<Place>, Closed) {
+    fn open_from(limit: &Arc<ConnectionLimit>, source: u8) -> (Arc<ConnectionSlot>, Closed) {
         let (place, closed) = limit.open(std::net::IpAddr::from([192, 0, 2, source]).into());
         (Arc::new(place), closed)
     }
 
-    fn open(limit: &Arc<ConnectionLimit>) -> (Arc<Place>, Closed) {
+    fn open(limit: &Arc<ConnectionLimit>) -> (Arc<ConnectionSlot>, Closed) {
         open_from(limit, 1)
     }
 
-    fn begin_admitted(place: &Arc<Place>) -> InProgress {
+    fn begin_admitted(place: &Arc<ConnectionSlot>) -> InProgress {
         let in_progress = place.begin();
         place.advance(Stage::Admitted);
         in_progress

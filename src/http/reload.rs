@@ -9,7 +9,7 @@ use std::time::Duration;
 use prometheus::IntGauge;
 use tokio::sync::watch;
 
-use super::gate::Gate;
+use super::access::AccessControl;
 use crate::credentials::FileReads;
 use crate::exposure;
 use crate::secret::LONGEST_READ;
@@ -22,20 +22,20 @@ pub(crate) const EVERY: Duration = Duration::from_secs(2);
 /// Reads the files again when they change and at every change of `reload`, for ever. `in_use` is 1 while the files as
 /// they are are in use.
 pub(crate) async fn keep_fresh(
-    gate: Arc<Gate>,
+    access: Arc<AccessControl>,
     files: Files,
     every: Duration,
     reload: watch::Receiver<()>,
     in_use: IntGauge,
 ) -> Infallible {
     let watched = Watched { seen: files.fingerprint, tried: files };
-    keep_fresh_with(Watched::check, gate, watched, every, reload, in_use).await
+    keep_fresh_with(Watched::check, access, watched, every, reload, in_use).await
 }
 
 /// `check` looks at the files, or reads them in any case, and may hang.
 async fn keep_fresh_with(
     check: impl Fn(&mut Watched, bool) -> Option<Reading> + Clone + Send + 'static,
-    gate: Arc<Gate>,
+    access: Arc<AccessControl>,
     mut watched: Watched,
     every: Duration,
     mut reload: watch::Receiver<()>,
@@ -67,17 +67,17 @@ async fn keep_fresh_with(
         is_asked &= !was_asked;
         hangs = false;
         if let Some(reading) = reading {
-            is_in_use = put_in_use(&gate, reading);
+            is_in_use = put_in_use(&access, reading);
         }
         in_use.set(is_in_use.into());
     }
 }
 
-fn put_in_use(gate: &Gate, reading: Reading) -> bool {
+fn put_in_use(access: &AccessControl, reading: Reading) -> bool {
     let refused = match reading.settings {
-        Ok(settings) => match gate.lost_in(&settings) {
+        Ok(settings) => match access.lost_in(&settings) {
             None => {
-                gate.swap(settings);
+                access.swap(settings);
                 for file in &reading.files.secret {
                     exposure::warn(file);
                 }
@@ -185,8 +185,8 @@ mod tests {
         let (ask, asked) = watch::channel(());
         let in_use = IntGauge::new("in_use", "help").unwrap();
         in_use.set(1);
-        let (gate, every) = (Arc::new(Gate::default()), Duration::from_millis(10));
-        let task = tokio::spawn(keep_fresh_with(check, Arc::clone(&gate), watched, every, asked, in_use.clone()));
+        let (access, every) = (Arc::new(AccessControl::default()), Duration::from_millis(10));
+        let task = tokio::spawn(keep_fresh_with(check, Arc::clone(&access), watched, every, asked, in_use.clone()));
         let until = async |value| {
             let deadline = tokio::time::Instant::now() + 6 * LONGEST_READ;
             while in_use.get() != value {
@@ -201,7 +201,7 @@ mod tests {
         until(1).await;
         let deadline = tokio::time::Instant::now() + 6 * LONGEST_READ;
         let nobody = std::net::IpAddr::from([127, 0, 0, 1]).into();
-        while gate.admit(&gate.in_use(), "/metrics", &hyper::HeaderMap::new(), nobody).await.is_ok() {
+        while access.admit(&access.in_use(), "/metrics", &hyper::HeaderMap::new(), nobody).await.is_ok() {
             assert!(tokio::time::Instant::now() < deadline, "the new users are never in use");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -216,11 +216,11 @@ mod tests {
             fs::write(&path, text).unwrap();
             Reading::of(&path)
         };
-        let gate = Gate::new(read(&format!("basic_auth_users: {{a: {HASH}}}\n")).settings.unwrap(), false);
-        assert!(!put_in_use(&gate, read("")));
-        assert!(!put_in_use(&gate, read("web: {}\n")));
+        let access = AccessControl::new(read(&format!("basic_auth_users: {{a: {HASH}}}\n")).settings.unwrap(), false);
+        assert!(!put_in_use(&access, read("")));
+        assert!(!put_in_use(&access, read("web: {}\n")));
         let nobody = std::net::IpAddr::from([127, 0, 0, 1]).into();
-        assert!(gate.admit(&gate.in_use(), "/metrics", &hyper::HeaderMap::new(), nobody).await.is_err());
-        assert!(put_in_use(&gate, read(&format!("basic_auth_users: {{b: {HASH}}}\n"))));
+        assert!(access.admit(&access.in_use(), "/metrics", &hyper::HeaderMap::new(), nobody).await.is_err());
+        assert!(put_in_use(&access, read(&format!("basic_auth_users: {{b: {HASH}}}\n"))));
     }
 }

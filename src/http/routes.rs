@@ -11,8 +11,9 @@ use tokio::time::Instant;
 
 use super::auth::Denial;
 use super::body::{Body, Parts};
-use super::own::{Format, Own};
+use super::negotiation::{Format, accepts_gzip};
 use super::page::{self, About, View};
+use super::self_metrics::SelfMetrics;
 use crate::clock::Clock;
 use crate::gzip;
 use crate::snapshot::Published;
@@ -61,13 +62,13 @@ pub(super) fn is_health(path: &str) -> bool {
 }
 
 /// What is served, and from where.
-pub(crate) struct Site {
+pub(crate) struct Routes {
     /// What the poller published.
     pub(crate) published: Arc<Published>,
     /// The exporter's own metrics.
     pub(crate) telemetry: Arc<Telemetry>,
     /// The exporter's own metrics as they were last rendered.
-    pub(crate) own: Own,
+    pub(crate) self_metrics: SelfMetrics,
     /// What the page for a person says this is.
     pub(crate) about: About,
     /// The clock by which the age of data is measured.
@@ -78,7 +79,7 @@ pub(crate) struct Site {
     pub(crate) longest_silence: Duration,
 }
 
-impl Site {
+impl Routes {
     /// Answers a request and counts it.
     pub(crate) async fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
         let path = request.uri().path();
@@ -160,7 +161,7 @@ impl Site {
                 // A poll in progress, or a machine that slept, has not changed what the last poll set.
                 self.telemetry.went_down();
             }
-            let own = self.own.get(&self.telemetry, (state.rounds, snapshot.is_some()), format);
+            let own = self.self_metrics.get(&self.telemetry, (state.rounds, snapshot.is_some()), format);
             (snapshot, own)
         });
         let mut response = if accepts_gzip(headers) {
@@ -270,24 +271,6 @@ fn answer(status: StatusCode, content_type: &'static str, body: Parts) -> Respon
     response
 }
 
-/// Whether `Accept-Encoding` takes gzip: named with a weight above 0, or by `*` where it is not named
-/// (RFC 9110, section 12.5.3).
-pub fn accepts_gzip(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    let mut any = false;
-    for coding in values.flat_map(|value| value.split(',')) {
-        let mut parts = coding.split(';').map(str::trim);
-        let name = parts.next().unwrap_or_default();
-        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-        let accepted = weight.is_none_or(|weight| weight.parse::<f32>().is_ok_and(|weight| weight > 0.0));
-        if name.eq_ignore_ascii_case("gzip") {
-            return accepted;
-        }
-        any |= name == "*" && accepted;
-    }
-    any
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
@@ -296,11 +279,11 @@ mod tests {
     use crate::model::{Service, Statuses};
     use crate::snapshot::{Rendered, Report, Snapshot};
 
-    fn site() -> Site {
-        Site {
+    fn routes() -> Routes {
+        Routes {
             published: Arc::new(Published::new(Duration::from_mins(5))),
             telemetry: Arc::new(Telemetry::default()),
-            own: Own::default(),
+            self_metrics: SelfMetrics::default(),
             about: About {
                 service: "vm",
                 polled: "nothing".to_owned(),
@@ -313,8 +296,8 @@ mod tests {
         }
     }
 
-    async fn get(site: &Site, path: &str) -> (u16, String) {
-        let response = site.answer(&Request::get(path).body(()).unwrap()).await;
+    async fn get(routes: &Routes, path: &str) -> (u16, String) {
+        let response = routes.answer(&Request::get(path).body(()).unwrap()).await;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.into()).unwrap())
@@ -348,43 +331,43 @@ mod tests {
 
     #[tokio::test]
     async fn before_the_first_success_there_are_metrics_and_no_instances() {
-        let site = site();
-        let (status, text) = get(&site, "/metrics").await;
+        let routes = routes();
+        let (status, text) = get(&routes, "/metrics").await;
         assert_eq!(status, 200);
         assert!(text.contains("\nzenlayer_up 0\n"));
         assert!(!text.contains("zenlayer_instance"));
-        assert_eq!(get(&site, "/readyz").await, (503, "the first poll is in progress\n".to_owned()));
+        assert_eq!(get(&routes, "/readyz").await, (503, "the first poll is in progress\n".to_owned()));
         let failed = Report { at: std::time::UNIX_EPOCH, outcome: Err("<no> connection".to_owned()) };
-        site.published.update(|state| state.report = Some(failed));
-        assert_eq!(get(&site, "/readyz").await, (503, "no poll has succeeded yet: <no> connection\n".to_owned()));
-        assert!(get(&site, "/").await.1.contains(" ago: <bdi>&lt;no&gt; connection</bdi>"));
+        routes.published.update(|state| state.report = Some(failed));
+        assert_eq!(get(&routes, "/readyz").await, (503, "no poll has succeeded yet: <no> connection\n".to_owned()));
+        assert!(get(&routes, "/").await.1.contains(" ago: <bdi>&lt;no&gt; connection</bdi>"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn health_is_about_the_poll_loop() {
-        let site = site();
+        let routes = routes();
         let rendered = Rendered::new(b"a 1\n".to_vec(), Arc::default(), Statuses::documented(Service::Vm));
-        let snapshot = Snapshot { rendered: Arc::new(rendered), infos: None, taken_at: site.clock.now() };
-        site.published.update(|state| state.snapshot = Some(Arc::new(snapshot)));
-        assert_eq!(get(&site, "/readyz").await, (200, "ready\n".to_owned()));
-        assert_eq!(get(&site, "/healthz").await, (200, "ok\n".to_owned()));
+        let snapshot = Snapshot { rendered: Arc::new(rendered), infos: None, taken_at: routes.clock.now() };
+        routes.published.update(|state| state.snapshot = Some(Arc::new(snapshot)));
+        assert_eq!(get(&routes, "/readyz").await, (200, "ready\n".to_owned()));
+        assert_eq!(get(&routes, "/healthz").await, (200, "ok\n".to_owned()));
         tokio::time::advance(Duration::from_secs(181)).await;
         let stuck = "the poll loop has not moved for 3m 1s: restart the process\n";
-        assert_eq!(get(&site, "/healthz").await, (503, stuck.to_owned()));
-        assert!(get(&site, "/metrics").await.1.starts_with("a 1\n"));
+        assert_eq!(get(&routes, "/healthz").await, (503, stuck.to_owned()));
+        assert!(get(&routes, "/metrics").await.1.starts_with("a 1\n"));
         tokio::time::advance(Duration::from_mins(2)).await;
-        assert!(get(&site, "/metrics").await.1.starts_with("# HELP"), "what is too old is not served");
+        assert!(get(&routes, "/metrics").await.1.starts_with("# HELP"), "what is too old is not served");
         let old = "ready, but the data is too old to serve: the last successful poll was 5m 1s ago\n";
-        assert_eq!(get(&site, "/readyz").await, (200, old.to_owned()));
+        assert_eq!(get(&routes, "/readyz").await, (200, old.to_owned()));
     }
 
     #[tokio::test]
     async fn unknown_paths_share_one_series() {
-        let site = site();
+        let routes = routes();
         for path in ["/a", "/b"] {
-            assert_eq!(get(&site, path).await.0, 404);
+            assert_eq!(get(&routes, path).await.0, 404);
         }
-        let (_, text) = get(&site, "/metrics").await;
+        let (_, text) = get(&routes, "/metrics").await;
         assert!(text.contains("zenlayer_exporter_http_requests_total{code=\"404\",path=\"other\"} 2\n"));
     }
 }

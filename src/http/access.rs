@@ -1,4 +1,4 @@
-//! What stands before the routes: the web config in use, swapped whole when its files change.
+//! Access control: the web config in use, replaced as a whole when its files change.
 //!
 //! Invariant: a request sees one configuration from its start to its end, and a connection keeps the TLS settings that it
 //! began with. It must not know how files are read.
@@ -10,13 +10,13 @@ use tokio_rustls::TlsAcceptor;
 
 use super::auth::{Accounts, Denial, Limiter, Recall};
 use super::checks::Checks;
-use super::route;
+use super::routes;
 use super::source::Source;
 use crate::web_config::Settings;
 
 /// Admits requests; open to all where no web config is given.
 #[derive(Default)]
-pub(crate) struct Gate {
+pub(crate) struct AccessControl {
     in_use: RwLock<Arc<InUse>>,
     checks: Checks,
     /// Health needs no password.
@@ -31,11 +31,11 @@ pub(super) struct InUse {
     limiter: Option<Arc<Limiter>>,
 }
 
-impl Gate {
+impl AccessControl {
     pub(crate) fn new(settings: Settings, open_health: bool) -> Self {
-        let gate = Self { open_health, ..Self::default() };
-        gate.swap(settings);
-        gate
+        let access = Self { open_health, ..Self::default() };
+        access.swap(settings);
+        access
     }
 
     /// Puts other settings in use. What is remembered stays where it still holds.
@@ -72,7 +72,7 @@ impl Gate {
         headers: &HeaderMap,
         source: Source,
     ) -> Result<(), Denial> {
-        if self.open_health && route::is_health(path) {
+        if self.open_health && routes::is_health(path) {
             return Ok(());
         }
         // Neither costs a check of a password, so neither counts.
