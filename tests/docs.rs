@@ -350,7 +350,8 @@ fn the_stages_are_those_of_the_tests() {
     let (_, jobs) = workflow.split_once("stage: [quick, ").unwrap();
     assert_eq!(documented, jobs.split(']').next().unwrap().split(", ").collect::<Vec<_>>(), "ci.yml");
     let scripts: BTreeSet<_> = files("tests/stages", &["sh"]).into_iter().collect();
-    assert_eq!(scripts, documented.iter().map(|stage| format!("tests/stages/{stage}.sh")).collect());
+    let stages = documented.iter().chain([&"quick"]);
+    assert_eq!(scripts, stages.map(|stage| format!("tests/stages/{stage}.sh")).collect());
 }
 
 #[test]
