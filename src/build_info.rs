@@ -1,4 +1,4 @@
-//! What the binary was built from. It must not know what uses it.
+//! The version of the binary, and the commit, compiler and target it was built with.
 
 /// The version in `Cargo.toml`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -14,7 +14,7 @@ use crate::api::wire::{InfoEntry, MAX_IDS};
 use crate::api::{Advice, ApiError, Client, InfoPage, Kind, Round, Session};
 use crate::config::{InstanceInfo, Tag};
 use crate::model::{Findings, Infos};
-use crate::paging::{Budget, Open, Totals, batch_size, look_up, overflow, walk};
+use crate::paging::{Budget, Open, Totals, batch_size, is_too_many, look_up, overflow, walk};
 use crate::shard::{Others, Shard};
 use crate::telemetry::Telemetry;
 
@@ -22,9 +22,6 @@ use crate::telemetry::Telemetry;
 const MOST_WAITING: usize = 10;
 /// Requests that one look-up of new instances may take, where the API refuses those that name one that is gone again.
 const MOST_REQUESTS: usize = 20;
-/// Instances that a walk may miss, or one in so many where that is more: a list changes while it is read.
-const MOST_MISSED: u64 = 10;
-const MISSED_SHARE: u64 = 100;
 
 /// Reads instance metadata from the API.
 pub(crate) struct Collector {
@@ -217,7 +214,7 @@ impl Reading<'_> {
         if missing > 0 {
             tracing::warn!(missing, "DescribeInstances counts more instances than its pages have");
         }
-        if missing > MOST_MISSED.max(total / MISSED_SHARE) {
+        if is_too_many(missing, total) {
             let detail = format!(
                 "the pages of DescribeInstances have {found} different instances, though the API counts {total}: the \
                  previous metadata stays"

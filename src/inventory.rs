@@ -3,23 +3,21 @@
 //! The list changes while it is read page by page. If one instance is deleted and one created between two pages, an
 //! instance that exists is on neither page, and every count is right. So one rule: an instance of the previous poll is
 //! gone only when a look-up by ID does not return it. If look-ups cannot settle that, a second walk does, unless a
-//! look-up finds what both walks miss: then the pages are wrong. The API has no filter for shards, so each shard reads every page and applies
-//! this rule to its own instances; totals are compared over all instances.
+//! look-up finds what both walks miss: then the pages are wrong. The API has no filter for shards, so each shard reads
+//! every page and applies this rule to its own instances; totals are compared over all instances.
 
 use std::collections::VecDeque;
 
 use crate::api::wire::MAX_IDS;
 use crate::api::{ApiError, Kind, Page};
 use crate::model::{Inventory, Overflow, Sightings, Statuses};
-use crate::paging::{Budget, LookedUp, Open, Source, Totals, batch_size, look_up, overflow, walk};
+use crate::paging::{Budget, LookedUp, MOST_HIDDEN, Open, Source, Totals};
+use crate::paging::{batch_size, is_too_many, look_up, overflow, walk};
 use crate::shard::{Others, Shard};
 
 /// More requests than this cost more than walking all pages once more.
 const MAX_LOOKUPS: usize = 20;
 
-/// Instances that may be hidden from two walks of a list that changes, or one in so many where that is more.
-const MOST_HIDDEN: usize = 10;
-const HIDDEN_SHARE: usize = 100;
 /// The number of polls in a row in which instances may be hidden. A list that merely changes shows them soon.
 const MOST_SHORT_POLLS: u32 = 2;
 
@@ -29,7 +27,7 @@ const RELEASED: [&str; 3] = ["RECYCLE", "RECYCLING", "RELEASING"];
 /// What earlier polls found.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct History<'a> {
-    /// The inventory of the last successful poll, unless it is too old to be served.
+    /// The inventory of the last successful poll, unless look-ups of its instances do not work.
     pub inventory: Option<&'a Inventory>,
     /// How many polls in a row were short.
     pub short_polls: u32,
@@ -83,15 +81,10 @@ async fn read_named(source: &impl Source<Page>, ids: &[&str], statuses: &mut Sta
     if let Some(Open::Unanswered(error)) = found.open {
         return Err(error);
     }
-    if is_too_many(found.unanswered.len(), ids.len()) {
+    if is_too_many(found.unanswered.len() as u64, ids.len() as u64) {
         return Err(found.unanswered.swap_remove(0));
     }
     Ok(found)
-}
-
-/// Whether so many of `total` instances may not be hidden by a list that changes.
-fn is_too_many(hidden: usize, total: usize) -> bool {
-    hidden > MOST_HIDDEN.max(total / HIDDEN_SHARE)
 }
 
 /// Reads the whole account.
@@ -125,7 +118,7 @@ async fn find_missing(
     walked: Reading,
     known: &Inventory,
     statuses: &mut Statuses,
-) -> Result<(Reading, usize, bool), ApiError> {
+) -> Result<(Reading, u64, bool), ApiError> {
     let missing = known.ids_not_in(&walked.inventory);
     let Found { reading: mut found, mut open, .. } = look_up_missing(source, &missing, statuses).await?;
     match &open {
@@ -164,7 +157,7 @@ async fn find_missing(
 
 /// Whether so many of the known instances must not go only because look-ups are refused.
 fn is_too_much_to_lose(refusal: &ApiError, missing: usize, known: usize) -> bool {
-    missing > known / 2 && (refusal.kind.may_pass() || missing > MOST_HIDDEN)
+    missing > known / 2 && (refusal.kind.may_pass() || missing as u64 > MOST_HIDDEN)
 }
 
 /// Looks up `missing`, unless they are too many.
@@ -264,24 +257,22 @@ impl Reading {
     }
 
     /// How many of its instances are not in `walked`, though they should be.
-    fn hidden_from(&self, walked: &Self, statuses: &Statuses) -> usize {
+    fn hidden_from(&self, walked: &Self, statuses: &Statuses) -> u64 {
         let hidden = self.inventory.ids_not_in(&walked.inventory);
         let instances = self.inventory.iter().filter(|instance| hidden.binary_search(&instance.id).is_ok());
-        instances.filter(|instance| !RELEASED.contains(&statuses.name(instance.status))).count()
+        instances.filter(|instance| !RELEASED.contains(&statuses.name(instance.status))).count() as u64
     }
 
     /// A list that changes can hide a few instances. If it hides many that no look-up finds, or hides some for long,
     /// paging itself does not work, and what was found must not pass for the whole account. Returns whether some are
     /// hidden; `hidden` are those that only look-ups found.
-    fn check(&self, hidden: usize, short_polls: u32) -> Result<bool, ApiError> {
-        let missing = self.unexplained();
-        let (found, total) = (self.found(), self.found() + missing);
-        let [missing_count, total_count] = [missing, total].map(|count| usize::try_from(count).unwrap_or(usize::MAX));
-        let is_unexplained = is_too_many(missing_count, total_count);
-        let hides_many = is_too_many(hidden, total_count);
-        if !is_unexplained && missing == 0 && !hides_many {
+    fn check(&self, hidden: u64, short_polls: u32) -> Result<bool, ApiError> {
+        let (found, missing) = (self.found(), self.unexplained());
+        let total = found + missing;
+        if missing == 0 && !is_too_many(hidden, total) {
             return Ok(false);
         }
+        let is_unexplained = is_too_many(missing, total);
         if !is_unexplained && short_polls < MOST_SHORT_POLLS {
             tracing::warn!(found, total, hidden, "the pages have fewer different instances than exist");
             return Ok(true);
@@ -294,7 +285,7 @@ impl Reading {
             format!("look-ups by ID find {hidden} instances that the pages leave out")
         };
         let detail = format!("{what}{since}: nothing is published, since instances would be missing");
-        Err(ApiError::new(Kind::Inconsistent, detail).with_missing(missing.max(hidden as u64)))
+        Err(ApiError::new(Kind::Inconsistent, detail).with_missing(missing.max(hidden)))
     }
 
     fn into_collection(self, corrections: usize, is_short: bool, fell_back: bool) -> Collection {

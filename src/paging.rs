@@ -1,8 +1,8 @@
 //! Reads a list that the API serves in pages, and looks entries up by ID.
 //!
 //! Invariant: a walk that succeeds has read the list to its end. Each page has exactly as many entries as its own
-//! `totalCount` requires, and the last page is not full, so nothing can follow it. Entries that a look-up did not request
-//! are dropped.
+//! `totalCount` requires, and nothing follows the last page: it is not full, it holds the whole list, or the API has no page
+//! after it. Entries that a look-up did not request are dropped.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +26,7 @@ pub trait Source<P>: Sync {
     fn concurrency(&self) -> usize;
     /// The shard whose instances to keep.
     fn shard(&self) -> Shard;
-    /// Is told how many entries of a look-up were not requested.
+    /// Counts entries of a look-up that were not requested.
     fn dropped(&self, entries: usize) {
         let _ = entries;
     }
@@ -106,9 +106,6 @@ pub(crate) async fn walk<P: Listing>(
     }
 }
 
-/// Single IDs that the API may refuse before it is clear that it refuses all.
-const MOST_REFUSALS: usize = 10;
-
 /// The number of the page that ends the list: the one after the last full page.
 fn last_page<P: Listing>(page: &P, page_size: usize) -> u64 {
     let total = page.head().total_count;
@@ -119,7 +116,7 @@ fn last_page<P: Listing>(page: &P, page_size: usize) -> u64 {
     total / page_size as u64 + 1
 }
 
-/// The page of that number; `None` where the API refuses it because nothing is left for it.
+/// The page of that number; `None` where nothing is left for it, and the API refuses it or repeats the page before.
 async fn page_or_end<P: Listing>(source: &impl Source<P>, number: u64, total: u64) -> Result<Option<P>, ApiError> {
     let is_past_the_end = number > 1 && (number - 1).saturating_mul(source.page_size() as u64) >= total;
     match fitting_page(source, number).await {
@@ -218,6 +215,18 @@ pub(crate) fn overflow(overflow: Overflow) -> ApiError {
     ApiError::new(Kind::Inconsistent, format!("the API lists {overflow}, {meaning}")).caused_by(overflow)
 }
 
+/// Entries that a list that changes may hide from a walk, or one in so many where that is more.
+pub(crate) const MOST_HIDDEN: u64 = 10;
+const HIDDEN_SHARE: u64 = 100;
+
+/// Whether a change does not explain that so many of `total` entries are hidden.
+pub(crate) fn is_too_many(hidden: u64, total: u64) -> bool {
+    hidden > MOST_HIDDEN.max(total / HIDDEN_SHARE)
+}
+
+/// Single IDs that the API may refuse before it is clear that it refuses all.
+const MOST_REFUSALS: usize = 10;
+
 /// How many requests may be made.
 pub(crate) struct Budget {
     spent: AtomicUsize,
@@ -299,9 +308,9 @@ pub(crate) async fn look_up<P: Listing>(
         let batch = batch?;
         for page in &batch.pages {
             totals.add(page.head());
-            dropped += unrequested(page, batch.ids);
             take(page, batch.ids)?;
         }
+        dropped += batch.dropped;
         answered |= batch.answered;
         unanswered.extend(batch.unanswered);
         let Some(error) = batch.open else { continue };
@@ -329,6 +338,8 @@ pub(crate) async fn look_up<P: Listing>(
 struct Batch<'a, P> {
     ids: &'a [&'a str],
     pages: Vec<P>,
+    /// How many entries were not requested.
+    dropped: usize,
     /// Whether the API said of any ID that it exists or does not.
     answered: bool,
     /// Why there is no answer for single IDs.
@@ -343,7 +354,7 @@ async fn look_up_batch<'a, P: Listing>(
     ids: &'a [&'a str],
     budget: &Budget,
 ) -> Result<Batch<'a, P>, ApiError> {
-    let mut batch = Batch { ids, pages: Vec::new(), answered: false, unanswered: Vec::new(), open: None };
+    let mut batch = Batch { ids, pages: Vec::new(), dropped: 0, answered: false, unanswered: Vec::new(), open: None };
     let mut pending = VecDeque::from([ids.to_vec()]);
     while let Some(part) = pending.pop_front() {
         if !budget.spend() {
@@ -351,7 +362,7 @@ async fn look_up_batch<'a, P: Listing>(
         }
         let error = match source.look_up(&part).await {
             Ok(page) => {
-                check_requested(source, &page, &part)?;
+                batch.dropped += count_unrequested(source, &page, &part)?;
                 let rest = left_open(&page, &part);
                 let error = (rest.len() == part.len()).then(|| unclear(&page, &part));
                 batch.pages.push(page);
@@ -395,22 +406,18 @@ fn means_gone(error: &ApiError) -> bool {
     error.kind == Kind::NotFound && !names("RESOURCE_GROUP") && !names("KEY")
 }
 
-fn unrequested<P: Listing>(page: &P, requested: &[&str]) -> usize {
-    page.ids().filter(|id| !requested.contains(id)).count()
-}
-
 /// Counts entries that were not requested. An answer that has nothing else is an error.
-fn check_requested<P: Listing>(source: &impl Source<P>, page: &P, requested: &[&str]) -> Result<(), ApiError> {
-    let foreign = unrequested(page, requested);
-    if foreign == 0 {
-        return Ok(());
+fn count_unrequested<P: Listing>(source: &impl Source<P>, page: &P, requested: &[&str]) -> Result<usize, ApiError> {
+    let unrequested = page.ids().filter(|id| !requested.contains(id)).count();
+    if unrequested == 0 {
+        return Ok(0);
     }
-    source.dropped(foreign);
-    if foreign < page.ids().len() {
-        return Ok(());
+    source.dropped(unrequested);
+    if unrequested < page.ids().len() {
+        return Ok(unrequested);
     }
     let advice = "nothing is published, since the API ignores instanceIds";
-    let detail = format!("only entries that were not requested ({foreign}): {advice}");
+    let detail = format!("only entries that were not requested ({unrequested}): {advice}");
     Err(inconsistent::<P>(Part::Ids(requested.len()), detail, page.head().request_id.as_deref(), 0))
 }
 

@@ -522,84 +522,92 @@ async fn bursts_of_connections_stop_no_scrape_where_few_files_can_be_open() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_connections_stops_no_scrape_over_tls() {
     let _alone = alone().await;
-    let simulator = simulator().await;
-    let polite = start_ready(&simulator).await;
-    let (exporter, client, _) = start_over_tls(&simulator).await;
-    let address = exporter.address;
-    let scrape = || scrape_over_tls(&client, address);
+    let over_tls = OverTls::start().await;
+    let address = over_tls.exporter.address;
     let mut rude = JoinSet::new();
     rude.spawn(bursts([127, 0, 0, 1], address, b""));
-    assert_prompt(scrape_through(&mut rude, &polite, scrape).await);
+    assert_prompt(scrape_through(&mut rude, &over_tls.polite, || over_tls.scrape()).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_incomplete_tls_records_takes_little_memory() {
     let _alone = alone().await;
-    let simulator = simulator().await;
-    let polite = start_ready(&simulator).await;
-    let (exporter, client, _) = start_over_tls(&simulator).await;
-    let address = exporter.address;
-    let scrape = || scrape_over_tls(&client, address);
-    let usual = exporter.peak();
+    let over_tls = OverTls::start().await;
+    let address = over_tls.exporter.address;
     let mut rude = JoinSet::new();
     rude.spawn(bursts([127, 0, 0, 2], address, &RECORD));
     rude.spawn(bursts([127, 0, 0, 3], address, &RECORD[..4000]));
-    assert_prompt(scrape_through(&mut rude, &polite, scrape).await);
-    let peak = exporter.peak();
-    println!("at most {peak} KiB, {usual} KiB before");
-    assert!(peak < usual + RECORDS_KIB, "{peak} KiB, {usual} KiB before");
+    assert_prompt(scrape_through(&mut rude, &over_tls.polite, || over_tls.scrape()).await);
+    over_tls.assert_little_memory(RECORDS_KIB);
 }
 
-/// An exporter over TLS that has polled, a client that trusts it, and what all the rude ones connect with.
-async fn start_over_tls(simulator: &Simulator) -> (Running, Client, &'static TlsConnector) {
-    let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
-    authority.write(folder.path());
-    let file = folder.path().join("web.yml");
-    fs::write(&file, "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n").unwrap();
-    let mut exporter = Running::start(simulator, &[&format!("--web.config.file={}", file.display())]);
-    exporter.folder = Some(folder);
-    let client = Client { alpn: vec![b"h2", b"http/1.1"], ..Client::trusting(&[&authority]) };
-    let connector = Box::leak(Box::new(client.connector()));
-    until_ready(|| scrape_over_tls(&client, exporter.address)).await;
-    (exporter, client, connector)
+/// An exporter over TLS that has polled, beside one that nobody is rude to.
+struct OverTls {
+    polite: Running,
+    exporter: Running,
+    /// Trusts the exporter.
+    client: Client,
+    /// All the rude ones connect with it.
+    connector: &'static TlsConnector,
+    /// The most memory that the exporter had before.
+    usual: usize,
+    /// Both poll it.
+    _simulator: Simulator,
 }
 
-async fn scrape_over_tls(client: &Client, address: SocketAddr) -> Result<(), String> {
-    let (reply, _) = client.get(address, "/metrics", &[]).await?;
-    let whole = reply.status == 200 && is_whole(reply.text());
-    whole.then_some(()).ok_or_else(|| format!("{}: {}", reply.status, reply.text()))
+impl OverTls {
+    async fn start() -> Self {
+        let simulator = simulator().await;
+        let polite = start_ready(&simulator).await;
+        let (folder, authority) = (tempfile::tempdir().unwrap(), Authority::new());
+        authority.write(folder.path());
+        let file = folder.path().join("web.yml");
+        fs::write(&file, "tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n").unwrap();
+        let mut exporter = Running::start(&simulator, &[&format!("--web.config.file={}", file.display())]);
+        exporter.folder = Some(folder);
+        let client = Client { alpn: vec![b"h2", b"http/1.1"], ..Client::trusting(&[&authority]) };
+        let connector = Box::leak(Box::new(client.connector()));
+        let mut over_tls = Self { polite, exporter, client, connector, usual: 0, _simulator: simulator };
+        until_ready(|| over_tls.scrape()).await;
+        over_tls.usual = over_tls.exporter.peak();
+        over_tls
+    }
+
+    async fn scrape(&self) -> Result<(), String> {
+        let (reply, _) = self.client.get(self.exporter.address, "/metrics", &[]).await?;
+        let whole = reply.status == 200 && is_whole(reply.text());
+        whole.then_some(()).ok_or_else(|| format!("{}: {}", reply.status, reply.text()))
+    }
+
+    /// Asserts that the exporter has never had so much more memory than before.
+    fn assert_little_memory(&self, more_kib: usize) {
+        let (peak, usual) = (self.exporter.peak(), self.usual);
+        println!("at most {peak} KiB, {usual} KiB before");
+        assert!(peak < usual + more_kib, "{peak} KiB, {usual} KiB before");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_without_a_request_take_little_memory() {
     let _alone = alone().await;
-    let simulator = simulator().await;
-    let polite = start_ready(&simulator).await;
-    let (exporter, client, connector) = start_over_tls(&simulator).await;
-    let address = exporter.address;
-    let scrape = || scrape_over_tls(&client, address);
-    let usual = exporter.peak();
+    let over_tls = OverTls::start().await;
+    let (address, connector) = (over_tls.exporter.address, over_tls.connector);
     let until = Instant::now() + RUDE;
     let mut rude = JoinSet::new();
     crowd(&mut rude, 800, until, move || at_some_time(begins_a_header_block(connector, address)));
     crowd(&mut rude, 200, until, move || at_some_time(begins_a_head_over_tls(connector, address)));
     crowd(&mut rude, 300, until, move || at_some_time(begins_a_handshake(16_000, address)));
     // So many handshakes take more than their share of a small machine, so this is not about time.
-    let scrapes = scrape_through(&mut rude, &polite, scrape).await.len();
-    let peak = exporter.peak();
-    println!("{scrapes} scrapes; at most {peak} KiB, {usual} KiB before");
-    assert!(peak < usual + PENDING_KIB, "{peak} KiB, {usual} KiB before");
+    let scrapes = scrape_through(&mut rude, &over_tls.polite, || over_tls.scrape()).await.len();
+    println!("{scrapes} scrapes");
+    over_tls.assert_little_memory(PENDING_KIB);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rude_clients_over_tls_stop_no_scrape() {
     let _alone = alone().await;
-    let simulator = simulator().await;
-    let polite = start_ready(&simulator).await;
-    let (exporter, client, connector) = start_over_tls(&simulator).await;
-    let address = exporter.address;
-    let scrape = || scrape_over_tls(&client, address);
-    let usual = exporter.peak();
+    let over_tls = OverTls::start().await;
+    let (address, connector) = (over_tls.exporter.address, over_tls.connector);
     let until = Instant::now() + RUDE;
     let mut rude = JoinSet::new();
     crowd(&mut rude, 1000, until, move || says_nothing(address));
@@ -609,11 +617,9 @@ async fn rude_clients_over_tls_stop_no_scrape() {
     crowd(&mut rude, 10, until, move || idles_over_http2(connector, address));
     crowd(&mut rude, 4, until, move || never_ends_its_headers(connector, address));
     crowd(&mut rude, 4, until, move || resets_what_it_asked(connector, address));
-    assert_prompt(scrape_through(&mut rude, &polite, scrape).await);
-    let peak = exporter.peak();
-    println!("at most {peak} KiB, {usual} KiB before");
-    assert!(peak < usual + SLACK_KIB, "{peak} KiB, {usual} KiB before");
-    scrape().await.unwrap();
+    assert_prompt(scrape_through(&mut rude, &over_tls.polite, || over_tls.scrape()).await);
+    over_tls.assert_little_memory(SLACK_KIB);
+    over_tls.scrape().await.unwrap();
 }
 
 #[tokio::test]

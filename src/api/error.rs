@@ -1,4 +1,4 @@
-//! What can go wrong between a request and its response, the label each kind has in metrics, and whether it may pass.
+//! The errors between a request and its response: the label of each kind in metrics, and whether a retry may help.
 //!
 //! Invariant: the text of an error says what failed, where, and what to do about it; the API's `code` and
 //! `requestId` are in it whenever the API gave them. It must not know how metrics or logs are written.
@@ -329,7 +329,7 @@ pub(super) fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || is_format_or_separator(c) { ' ' } else { c }).collect()
 }
 
-/// What a text ends in that was cut short.
+/// The mark at the end of a text that was cut short.
 pub(super) const CUT: &str = "…";
 
 /// The beginning of a long text.

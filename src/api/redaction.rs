@@ -1,7 +1,7 @@
 //! Takes credentials out of texts from outside: an answer may echo what was sent with the request.
 //!
 //! Invariant: no form of one that has [`SHORTEST`] bytes is left, nor as much of the beginning of one at the end of a
-//! text: any text may have been cut, by whoever sent it, on the way, or here.
+//! text: the sender, the network or the exporter may have cut it there.
 
 use std::cmp::Reverse;
 
@@ -21,10 +21,10 @@ const SIGNATURE: &str = "Signature=";
 /// All but what a URL never encodes (RFC 3986, section 2.3).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What a text can end in that was cut short: a mark, or what stands in place of a part of a character.
+/// The end of a text that was cut short: a mark, or the replacement of a part of a character.
 const CUTS: [char; 3] = ['…', '\u{fffd}', '?'];
 
-/// What to take out, in lower case.
+/// The texts to take out, in lower case.
 pub(super) struct Redaction {
     /// The longest first.
     forms: Vec<Zeroizing<String>>,

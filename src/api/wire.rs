@@ -349,7 +349,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// What a JSON string says; `None` for any other value, and where it has half a surrogate pair.
+/// The text of a JSON string; `None` for any other value, and for a string with half a surrogate pair.
 fn string(json: &str) -> Option<Cow<'_, str>> {
     let plain = json.strip_prefix('"')?.strip_suffix('"')?;
     if plain.contains('\\') { serde_json::from_str(json).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(plain)) }

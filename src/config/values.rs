@@ -16,7 +16,7 @@ const LONGEST: Duration = Duration::from_hours(24 * 30);
 pub(super) const LONGEST_TEXT: usize = 256;
 /// The longest name of a host (RFC 1035, section 2.3.4).
 pub(super) const LONGEST_HOST: usize = 253;
-/// What an ID is, as mistakes describe it.
+/// The description of an ID in error messages.
 pub(super) const ID: &str = "an ID of at most 256 bytes, without commas, white space and control characters";
 
 /// Reads digits and nothing else: the standard parser also accepts a sign.

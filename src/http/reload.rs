@@ -1,6 +1,7 @@
 //! Reloads the web config when its files change.
 //!
-//! Invariant: what does not work, or cannot be read in time, is never put in use, and is reported once. It must not know what the settings are for.
+//! Invariant: settings that do not work, or cannot be read in time, are never put in use, and are reported once. It must
+//! not know what the settings are for.
 
 use std::convert::Infallible;
 use std::sync::Arc;
